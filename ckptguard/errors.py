@@ -6,6 +6,8 @@ raised is a wrong request, a broken container, or, where the caller asked for st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class CkptGuardError(Exception):
     """Root of all errors of this package; `exit_status` is what the command line returns."""
@@ -40,9 +42,17 @@ class ContainerError(CkptGuardError):
 
 
 class UncorrectableError(CkptGuardError):
-    """Protected data is lost and the caller asked not to go on without it."""
+    """Protected data is lost and the caller asked not to go on without it.
+
+    Attributes:
+        report: what was found, as `Report.to_json()` gives it.
+    """
 
     exit_status = 11
+
+    def __init__(self, message: str, report: Mapping[str, object]) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class MetadataLostError(ContainerError):

@@ -1,0 +1,235 @@
+"""corrupt: send every stored byte of a container, or of any file, through its device's channel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptguard.channels import make as make_channel
+from ckptguard.channels.base import BLOCK_BYTES, Channel, NoiseKey
+from ckptguard.container.armour import CODEWORD_BYTES
+from ckptguard.container.shard_file import SUFFIX, write_at
+from ckptguard.devices import Device
+from ckptguard.errors import UsageError
+from ckptguard.files import atomic_folder, atomic_writer, read_exactly
+from ckptguard.pipeline import work
+from ckptguard.pipeline.shard import Shard, open_set
+
+_TASK_BLOCKS = 16
+MAX_POSITIONS = 10_000
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass
+class RegionFlips:
+    """Flips in one region of a file: a tensor, the parity, the metadata, ...
+
+    Attributes:
+        name: of the region.
+        bits: it has.
+        rises, falls: 0 read as 1, and 1 read as 0.
+    """
+
+    name: str
+    bits: int
+    rises: int = 0
+    falls: int = 0
+
+
+@dataclass
+class FileFlips:
+    """What was done to one file.
+
+    Attributes:
+        name: of the file.
+        channel: spec of the channel it went through.
+        device: its name, where known.
+        seed: of the run.
+        bits, rises, falls: of the whole file.
+        regions: in file order.
+        positions: (byte, bit) of the first flips, bit 0 = least significant; `truncated` if there were more.
+        truncated: see there.
+    """
+
+    name: str
+    channel: str
+    device: str | None
+    seed: int
+    bits: int = 0
+    rises: int = 0
+    falls: int = 0
+    regions: list[RegionFlips] = field(default_factory=list)
+    positions: list[tuple[int, int]] = field(default_factory=list)
+    truncated: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """A record for machines."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One file of a container as the medium sees it."""
+
+    path: Path
+    name: str
+    shard_key: str
+    device: str | None
+    channel: str | None
+    regions: tuple[tuple[str, int], ...]
+
+
+def corrupt(
+    path: Path | str,
+    destination: Path | str,
+    *,
+    seed: int,
+    channel: str | None = None,
+    device: Device | None = None,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    progress: work.Progress = work.silent,
+) -> list[FileFlips]:
+    """Write a corrupted copy: every byte of every shard file (and of a sidecar's payload) through its channel.
+
+    Args:
+        path: a container, or any other file.
+        seed: 0 .. 2**64 - 1; the same seed gives the same flips, for any number of jobs.
+        channel: spec that overrides the devices of the container.
+        device: the same, as a device.
+    """
+    if not 0 <= seed < 1 << 64:
+        raise UsageError(f"the seed {seed} does not fit 64 bits")
+    given = channel or (device.channel if device else None)
+    path, destination = Path(path), Path(destination)
+    if path.resolve() == destination.resolve():
+        raise UsageError(f"{destination}: is the input itself; a corrupted copy needs a place of its own")
+    stored, is_folder = _stored_files(path)
+    missing = [one.name for one in stored if not (given or one.channel)]
+    if missing:
+        raise UsageError(
+            f"{missing[0]}: no device is recorded in it; say what happens to it with --ber, --channel or --device"
+        )
+    flips = []
+    with contextlib.ExitStack() as stack:
+        targets = _open_targets(stored, is_folder, destination, overwrite, stack)
+        for one, target in zip(stored, targets, strict=True):
+            spec = given or one.channel
+            assert spec is not None
+            row = FileFlips(one.name, spec, device.name if device else None if channel else one.device, seed)
+            _corrupt_file(one, target, make_channel(spec), row, jobs, progress)
+            flips.append(row)
+    return flips
+
+
+def _stored_files(path: Path) -> tuple[list[_Stored], bool]:
+    """The files of a container, or the one file that `path` is; and whether they stand in a folder."""
+    if not path.is_dir() and path.suffix != SUFFIX:
+        size = path.stat().st_size if path.exists() else _refuse_missing(path)
+        return [_Stored(path, path.name, "0", None, None, (("file", size),))], False
+    with open_set(path) as shards:
+        files = [file for index, shard in enumerate(shards) for file in _files_of(shard, index)]
+        return files, len(shards) > 1
+
+
+def _refuse_missing(path: Path) -> int:
+    raise UsageError(f"{path}: there is no such file")
+
+
+def _files_of(shard: Shard, index: int) -> list[_Stored]:
+    record = shard.plan.device or {}
+    name, channel = record.get("name"), record.get("channel")
+    payload = tuple((part.name, part.stored_bytes) for part in shard.plan.parts)
+    block = shard.file.superblock
+    front = (("superblock", CODEWORD_BYTES), ("metadata", block.metadata_stored))
+    used = CODEWORD_BYTES + block.metadata_stored
+    back = (
+        ("parity", block.parity_bytes),
+        ("padding", block.tail_offset - block.parity_offset - block.parity_bytes),
+        ("metadata", block.metadata_stored),
+        ("superblock", CODEWORD_BYTES),
+    )
+    if block.beside:
+        regions = (*front, ("padding", block.parity_offset - used), *back)
+        return [
+            _Stored(shard.file.path, shard.file.path.name, str(index), name, channel, regions),
+            _Stored(shard.file.payload_path, shard.file.payload_path.name, f"{index}.payload", name, channel, payload),
+        ]
+    gap = block.parity_offset - block.payload_offset - block.payload_bytes
+    regions = (*front, ("padding", block.payload_offset - used), *payload, ("padding", gap), *back)
+    return [_Stored(shard.file.path, shard.file.path.name, str(index), name, channel, regions)]
+
+
+def _open_targets(
+    stored: Sequence[_Stored], is_folder: bool, destination: Path, overwrite: bool, stack: contextlib.ExitStack
+) -> list[int]:
+    if is_folder:
+        folder = stack.enter_context(atomic_folder(destination, overwrite=overwrite))
+        return [stack.enter_context((folder / one.name).open("xb")).fileno() for one in stored]
+    paths = [destination]
+    if len(stored) == 2:
+        if destination.suffix != SUFFIX:
+            raise UsageError(
+                f"{destination}: a sidecar's copy must end in {SUFFIX}; its payload is written without it, beside"
+            )
+        paths.append(destination.with_suffix(""))
+    return [stack.enter_context(atomic_writer(path, overwrite=overwrite)).fileno() for path in paths]
+
+
+def _corrupt_file(
+    one: _Stored, target: int, channel: Channel, row: FileFlips, jobs: int | None, progress: work.Progress
+) -> None:
+    """Copy a file through a channel, 1 MiB at a time, and count what changed."""
+    sizes = np.array([size for _, size in one.regions], np.int64)
+    ends = np.cumsum(sizes)
+    counts = np.zeros((len(sizes) + 1, 2), np.int64)
+    key = NoiseKey(row.seed, one.shard_key)
+    with one.path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        step = _TASK_BLOCKS * BLOCK_BYTES
+
+        def task(offset: int) -> tuple[npt.NDArray[np.int64], Bytes, Bytes]:
+            before = np.frombuffer(read_exactly(file, offset, min(step, size - offset)), np.uint8)
+            after = before.copy()
+            channel.corrupt(after, offset // BLOCK_BYTES, key)
+            write_at(target, offset, after)
+            where = np.flatnonzero(before != after)
+            return where + offset, before[where], after[where]
+
+        offsets = range(0, size, step)
+        total = len(offsets)
+        for where, before, after in work.run(
+            task, offsets, jobs=jobs, step=f"corrupt {one.name}", total=total, progress=progress
+        ):
+            regions = np.searchsorted(ends, where, "right")
+            np.add.at(counts, (regions, 0), np.bitwise_count(after & ~before))
+            np.add.at(counts, (regions, 1), np.bitwise_count(before & ~after))
+            _note_positions(row, where, before ^ after)
+    row.bits = 8 * size
+    row.rises, row.falls = (int(total) for total in counts.sum(axis=0))
+    row.regions = [
+        RegionFlips(name, 8 * int(length), int(rises), int(falls))
+        for (name, length), (rises, falls) in zip(one.regions, counts, strict=False)
+        if length
+    ]
+
+
+def _note_positions(row: FileFlips, where: npt.NDArray[np.int64], difference: Bytes) -> None:
+    if len(row.positions) == MAX_POSITIONS:
+        row.truncated = row.truncated or len(where) > 0
+        return
+    for position, bits in zip(where.tolist(), difference.tolist(), strict=True):
+        for bit in range(8):
+            if bits >> bit & 1:
+                if len(row.positions) == MAX_POSITIONS:
+                    row.truncated = True
+                    return
+                row.positions.append((position, bit))

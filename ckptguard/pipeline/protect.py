@@ -1,0 +1,458 @@
+"""protect: a checkpoint becomes a container."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from ckptguard import codes, plan, representations
+from ckptguard.channels import make as make_channel
+from ckptguard.checkpoint.folder import Checkpoint, SourceFile, list_checkpoint
+from ckptguard.checkpoint.torch_file import TORCH_SUFFIXES, convert
+from ckptguard.codes.base import Words
+from ckptguard.container.shard_file import SUFFIX, ShardWriter
+from ckptguard.container.superblock import Superblock
+from ckptguard.devices import Device, DeviceMap
+from ckptguard.dtypes import DTYPES
+from ckptguard.errors import CheckpointError, UsageError
+from ckptguard.files import atomic_folder, atomic_writer, read_exactly
+from ckptguard.masks import MaskSet
+from ckptguard.pipeline import work
+from ckptguard.pipeline.shard import Digests, make_info, pack_metadata
+from ckptguard.pipeline.units import gather_words, protected_digests, raw_digests, read_pieces
+from ckptguard.plan import FILES_CODE, Part, ShardPlan, Source, lay_out
+from ckptguard.representations.base import Losses
+
+DEFAULT_CODE = "bch:8191,6722"
+DEFAULT_TARGET = 1e-9
+FILES_SHARD = "files" + SUFFIX
+CHUNK_BYTES = 8 << 20
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Protected:
+    """What protect made.
+
+    Attributes:
+        path: of the container: a file, or the folder of its shard files.
+        plans: of its shards.
+        files: the shard files.
+        warnings: what the user should know: rules that match nothing, losses of a representation, ...
+        losses: (shard, part) -> what a coarser representation cost.
+    """
+
+    path: Path
+    plans: tuple[ShardPlan, ...]
+    files: tuple[Path, ...]
+    warnings: tuple[str, ...]
+    losses: dict[tuple[int, int], Losses]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A shard to be written: its plan and where the bytes of its sources come from."""
+
+    plan: ShardPlan
+    files: tuple[Path, ...]
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the payload is one whole source file, byte for byte."""
+        sources, parts = self.plan.sources, self.plan.parts
+        return (
+            len(sources) == 1
+            and self.plan.payload_bytes == sources[0].bytes
+            and all(p.offset == p.stored_offset and p.representation == "native" for p in parts)
+        )
+
+
+def protect(
+    source: Path | str,
+    destination: Path | str | None = None,
+    *,
+    masks: MaskSet | Path | str | None = None,
+    bits: int | None = None,
+    code: str = DEFAULT_CODE,
+    representation: str = "native",
+    devices: DeviceMap | Path | str | None = None,
+    target: float = DEFAULT_TARGET,
+    sidecar: bool = False,
+    select: str | None = None,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    progress: work.Progress = work.silent,
+) -> Protected:
+    """Write a container for a checkpoint. The checkpoint is only read.
+
+    Args:
+        source: a safetensors file, a folder with one or more of them, or a torch file.
+        destination: the container; a folder where the checkpoint is one or lies on several devices. Left out with
+            `sidecar`, where `<file>.ckg` lies beside each file.
+        masks: which bits to protect; default: all, or the `bits` most significant of every word.
+        code: spec for tensors whose rule names none; `auto` needs devices and a `target`.
+        representation: spec for floating-point tensors.
+        devices: which tensors lie on which device.
+        target: for `auto`: highest probability that a shard is not decoded wholly.
+        sidecar: leave the checkpoint where it is and write only parity and metadata beside it.
+        select: which state dict of a torch file.
+
+    Raises:
+        CheckpointError, MaskError, SpecError, UsageError: as their messages say, before anything is written.
+    """
+    source = Path(source)
+    with contextlib.ExitStack() as stack:
+        checkpoint, notes = _read_checkpoint(source, destination, select, sidecar, stack)
+        mask_set = _mask_set(masks, bits)
+        device_map = devices if isinstance(devices, DeviceMap) else DeviceMap.load(Path(devices)) if devices else None
+        jobs_to_do, warnings = _plan(
+            checkpoint, mask_set, code, representation, device_map, target, sidecar, source.name
+        )
+        folder = len(jobs_to_do) > 1
+        path, shard_paths = _targets(source, destination, jobs_to_do, sidecar, folder, overwrite, stack)
+        settings = {
+            "code": code,
+            "representation": representation,
+            "masks": mask_set.to_json(),
+            "target": target if code.startswith("auto") else None,
+        }
+        info = make_info([job.plan.name for job in jobs_to_do], source.is_dir(), settings)
+        losses = _write_set(jobs_to_do, shard_paths, info, jobs, progress)
+    final = tuple(
+        (path / job.plan.name) if (folder and not sidecar) else Path(shard_paths[i][0])
+        for i, job in enumerate(jobs_to_do)
+    )
+    return Protected(path, tuple(j.plan for j in jobs_to_do), final, (*notes, *warnings), losses)
+
+
+def _read_checkpoint(
+    source: Path, destination: Path | str | None, select: str | None, sidecar: bool, stack: contextlib.ExitStack
+) -> tuple[Checkpoint, list[str]]:
+    if source.is_dir() or source.suffix not in TORCH_SUFFIXES:
+        if select is not None:
+            raise UsageError(f"--select chooses a state dict in a torch file; {source} is none")
+        return list_checkpoint(source), []
+    if sidecar:
+        raise UsageError(
+            f"{source}: a sidecar stands beside a safetensors file; make one with `ckptguard convert` first"
+        )
+    base = Path(destination).parent if destination else source.parent
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=base, prefix=".ckptguard-")))
+    converted = folder / (source.stem + ".safetensors")
+    conversion = convert(source, converted, select)
+    return list_checkpoint(converted), list(conversion.notes)
+
+
+def _mask_set(masks: MaskSet | Path | str | None, bits: int | None) -> MaskSet:
+    if masks is not None and bits is not None:
+        raise UsageError("--masks and --bits exclude each other")
+    if isinstance(masks, MaskSet):
+        return masks
+    if masks is not None:
+        return MaskSet.load(Path(masks))
+    return MaskSet.all() if bits is None else MaskSet.top(bits)
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    mask_set: MaskSet,
+    code: str,
+    representation: str,
+    device_map: DeviceMap | None,
+    target: float,
+    sidecar: bool,
+    title: str,
+) -> tuple[list[_Job], list[str]]:
+    """Decide shards, parts, masks and codes."""
+    if not code.startswith("auto"):
+        codes.make(code)
+    if sidecar and representation != "native":
+        raise UsageError("a sidecar leaves the checkpoint as it is; it cannot have another representation")
+    chosen = _representations(checkpoint, representation)
+    names = [
+        (tensor.name, representations.make(chosen[file.name, tensor.name]).word_bits(tensor.dtype))
+        for file in checkpoint.files
+        if file.header is not None
+        for tensor in file.header.tensors
+    ]
+    if not names:
+        raise CheckpointError(f"{title}: holds no tensors, there is nothing to protect")
+    resolution = mask_set.resolve(names)
+    shards: list[_Job] = []
+    for file in checkpoint.files:
+        if file.header is not None:
+            shards += _tensor_shards(file, chosen, resolution.tensors, code, device_map, target, sidecar)
+    auxiliary = [file for file in checkpoint.files if file.header is None]
+    if auxiliary:
+        shards.append(_files_shard(auxiliary, device_map))
+    _check_names([job.plan.name for job in shards], sidecar, checkpoint)
+    return shards, list(resolution.warnings)
+
+
+def _check_names(names: Sequence[str], sidecar: bool, checkpoint: Checkpoint) -> None:
+    """Shard files stand side by side; their names must differ."""
+    if sidecar and any("/" in file.name for file in checkpoint.files if file.header is not None):
+        raise UsageError("sidecars stand in one folder; this checkpoint has safetensors files in folders below it")
+    doubled = sorted({name for name in names if list(names).count(name) > 1})
+    if doubled:
+        raise UsageError(f"two shard files would be named {doubled[0]!r}; rename a file or a device")
+
+
+def _representations(checkpoint: Checkpoint, spec: str) -> dict[tuple[str, str], str]:
+    wanted = representations.make(spec)
+    return {
+        (file.name, tensor.name): wanted.spec if wanted.applies(tensor.dtype) else "native"
+        for file in checkpoint.files
+        if file.header is not None
+        for tensor in file.header.tensors
+    }
+
+
+def _tensor_shards(
+    file: SourceFile,
+    chosen: dict[tuple[str, str], str],
+    masks: dict[str, Any],
+    code: str,
+    device_map: DeviceMap | None,
+    target: float,
+    sidecar: bool,
+) -> list[_Job]:
+    assert file.header is not None
+    header = file.header
+    source = Source(file.name, file.bytes, header.raw)
+    by_device: dict[str | None, list[Part]] = {}
+    devices: dict[str | None, Device] = {}
+    for tensor in header.tensors:
+        device = device_map.assign(tensor.name) if device_map else None
+        key = device.name if device else None
+        if device:
+            devices[key] = device
+        spec = chosen[file.name, tensor.name]
+        mask = masks[tensor.name].mask
+        size = tensor.end - tensor.begin
+        by_device.setdefault(key, []).append(
+            Part(
+                0,
+                plan.TENSOR,
+                tensor.name,
+                tensor.dtype,
+                tensor.shape,
+                header.data_offset + tensor.begin,
+                size,
+                0,
+                representations.make(spec).stored_bytes(tensor.dtype, size),
+                spec,
+                mask,
+                (masks[tensor.name].code or code) if "1" in mask else "none",
+            )
+        )
+    if sidecar and len(by_device) > 1:
+        raise UsageError(
+            f"{file.name}: a sidecar needs the whole file on one device, the device map spreads it over "
+            f"{', '.join(sorted(map(str, by_device)))}"
+        )
+    if not by_device:
+        by_device[None] = []
+    jobs = []
+    stem = file.name.removesuffix(".safetensors").replace("/", "__")
+    for key, parts in by_device.items():
+        if len(by_device) == 1 and all(part.representation == "native" for part in parts):
+            parts = [_whole(0, plan.HEADER, file.name, len(header.raw), "none"), *parts]
+        name = f"{file.path.name if sidecar else stem}{'' if len(by_device) == 1 else f'.{key}'}{SUFFIX}"
+        device = devices.get(key)
+        rate = make_channel(device.channel).bit_error_rate if device and device.channel else None
+        laid = lay_out(
+            name,
+            [source],
+            parts,
+            device=device.to_json() if device else None,
+            beside=sidecar,
+            bit_error_rate=rate,
+            target=target,
+        )
+        jobs.append(_Job(laid, (file.path,)))
+    return jobs
+
+
+def _whole(source: int, kind: str, name: str, size: int, code: str) -> Part:
+    """A part that is no tensor: bytes, wholly protected unless the code is `none`."""
+    mask = "0" * 8 if code == "none" else "1" * 8
+    return Part(source, kind, name, DTYPES["U8"], (), 0, size, 0, size, "native", mask, code)
+
+
+def _files_shard(files: Sequence[SourceFile], device_map: DeviceMap | None) -> _Job:
+    device = device_map.devices[0] if device_map else None
+    sources = [Source(file.name, file.bytes) for file in files]
+    parts = [_whole(i, plan.FILE, file.name, file.bytes, FILES_CODE) for i, file in enumerate(files)]
+    record = device.to_json() if device else None
+    return _Job(lay_out(FILES_SHARD, sources, parts, device=record), tuple(file.path for file in files))
+
+
+def _targets(
+    source: Path,
+    destination: Path | str | None,
+    jobs: Sequence[_Job],
+    sidecar: bool,
+    folder: bool,
+    overwrite: bool,
+    stack: contextlib.ExitStack,
+) -> tuple[Path, list[tuple[Path, int]]]:
+    """Open a temporary file for every shard; (final path or path in the temporary folder, descriptor)."""
+    if sidecar:
+        if destination is not None:
+            raise UsageError("a sidecar's place is beside its file; leave the destination out")
+        opened = []
+        for job in jobs:
+            beside = source if source.is_dir() else source.parent
+            final = beside / job.plan.name if job.plan.name == FILES_SHARD else _beside(job.files[0])
+            opened.append((final, stack.enter_context(atomic_writer(final, overwrite=overwrite)).fileno()))
+        return (source if source.is_dir() else opened[0][0]), opened
+    if destination is None:
+        raise UsageError("name the container to write (-o), or ask for a sidecar")
+    path = Path(destination)
+    if path.resolve() == source.resolve():
+        raise UsageError(f"{path}: is the checkpoint itself; choose another name for the container")
+    if not folder:
+        return path, [(path, stack.enter_context(atomic_writer(path, overwrite=overwrite)).fileno())]
+    parent = stack.enter_context(atomic_folder(path, overwrite=overwrite))
+    opened = []
+    for job in jobs:
+        file = stack.enter_context((parent / job.plan.name).open("xb"))
+        opened.append((parent / job.plan.name, file.fileno()))
+    return path, opened
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + SUFFIX)
+
+
+def _write_set(
+    jobs_to_do: Sequence[_Job],
+    targets: Sequence[tuple[Path, int]],
+    info: dict[str, Any],
+    jobs: int | None,
+    progress: work.Progress,
+) -> dict[tuple[int, int], Losses]:
+    """Write payload and parity of all shards, then their metadata, which names the set by all of it."""
+    written = []
+    losses: dict[tuple[int, int], Losses] = {}
+    for index, (job, (_, descriptor)) in enumerate(zip(jobs_to_do, targets, strict=True)):
+        empty = Digests.empty(job.plan)
+        size = len(pack_metadata(info, job.plan, empty, np.zeros(len(job.plan.parts)), {}))
+        superblock = Superblock(
+            index, len(jobs_to_do), size, job.plan.payload_bytes, job.plan.parity_bytes, 0, 0, job.plan.beside
+        )
+        writer = ShardWriter(descriptor, superblock)
+        digests, magnitudes, lost = _write_shard(job, writer, descriptor, superblock, jobs, progress)
+        losses |= {(index, part): loss for part, loss in lost.items()}
+        metadata = pack_metadata(info, job.plan, digests, magnitudes, lost)
+        written.append((writer, superblock, metadata))
+    set_id = xxhash.xxh3_64()
+    for _, _, metadata in written:
+        set_id.update(metadata)
+    for writer, superblock, metadata in written:
+        digest = xxhash.xxh3_64_intdigest(metadata)
+        writer.finish(replace(superblock, set_id=set_id.intdigest(), metadata_digest=digest), metadata)
+    for _, descriptor in targets:
+        os.fsync(descriptor)
+    return losses
+
+
+def _write_shard(
+    job: _Job,
+    writer: ShardWriter,
+    descriptor: int,
+    superblock: Superblock,
+    jobs: int | None,
+    progress: work.Progress,
+) -> tuple[Digests, npt.NDArray[np.float64], dict[int, Losses]]:
+    """Payload and parity of one shard."""
+    shard = job.plan
+    digests = Digests.empty(shard)
+    magnitudes = np.zeros(len(shard.parts))
+    losses: dict[int, Losses] = {}
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(path.open("rb")) for path in job.files]
+        if not (job.is_image or shard.beside):
+            for index, part in enumerate(shard.parts):
+                magnitudes[index], loss = _store_part(sources[part.source], part, writer, jobs)
+                if part.representation != "native":
+                    losses[index] = loss
+
+        def read_payload(offset: int, size: int) -> Bytes:
+            if job.is_image or shard.beside:
+                return np.frombuffer(read_exactly(sources[0], offset, size), np.uint8)
+            return np.frombuffer(os.pread(descriptor, size, superblock.payload_offset + offset), np.uint8)
+
+        def encode(place: tuple[int, int]) -> None:
+            unit = shard.unit(*place)
+            stream = shard.streams[unit.stream]
+            data = read_pieces(read_payload, unit)
+            if job.is_image and not shard.beside:
+                start = 0
+                for piece in unit.pieces:
+                    writer.write_payload(piece.offset, data[start : start + piece.bytes])
+                    start += piece.bytes
+            words: Words = gather_words(unit, data)
+            first = unit.pieces[0].index
+            here = slice(first, first + len(unit.pieces))
+            digests.raw[here] = raw_digests(unit, data)
+            digests.protected[here] = protected_digests(unit, words, stream.mask)
+            if unit.parity_digest >= 0:
+                parity = stream.code.encode(words, stream.mask)
+                digests.parity[unit.parity_digest] = xxhash.xxh3_64_intdigest(parity)
+                writer.write_parity(unit.parity_offset, parity)
+
+        units = shard.all_units()
+        for _ in work.run(encode, units, jobs=jobs, step=f"protect {shard.name}", total=len(units), progress=progress):
+            pass
+    return digests, magnitudes, losses
+
+
+def _chunks(part: Part) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the pieces of a part's source bytes that are stored together."""
+    group = representations.make(part.representation).group * max(8, part.dtype.bits) // 8
+    step = max(CHUNK_BYTES // group, 1) * group
+    for begin in range(0, part.bytes, step):
+        yield begin, min(begin + step, part.bytes)
+
+
+def _store_part(source: Any, part: Part, writer: ShardWriter, jobs: int | None) -> tuple[float, Losses]:
+    """Write a part into the payload in its representation; its magnitude and what that cost."""
+    representation = representations.make(part.representation)
+
+    def read(chunk: tuple[int, int]) -> Bytes:
+        return np.frombuffer(read_exactly(source, part.offset + chunk[0], chunk[1] - chunk[0]), np.uint8)
+
+    def magnitude_of(chunk: tuple[int, int]) -> float:
+        try:
+            return representation.magnitude(part.dtype, read(chunk))
+        except CheckpointError as error:
+            raise CheckpointError(f"{part.name}: {error}") from error
+
+    magnitude = 0.0
+    if part.representation != "native":
+        magnitude = max(work.run(magnitude_of, _chunks(part), jobs=jobs), default=0.0)
+
+    def store(chunk: tuple[int, int]) -> Losses:
+        stored, loss = representation.store(part.dtype, read(chunk), magnitude)
+        begin = representation.stored_bytes(part.dtype, chunk[0])
+        writer.write_payload(part.stored_offset + begin, stored)
+        return loss
+
+    rounded = clipped = 0
+    max_error = 0.0
+    for loss in work.run(store, _chunks(part), jobs=jobs):
+        rounded, clipped = rounded + loss.rounded, clipped + loss.clipped
+        max_error = max(max_error, loss.max_error)
+    return magnitude, Losses(rounded, clipped, max_error)

@@ -1,0 +1,179 @@
+"""repair: a damaged container becomes whole again, in a new place or, with a journal, in its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptguard.container.journal import Journal, replay
+from ckptguard.container.shard_file import SUFFIX, payload_beside, write_at
+from ckptguard.errors import UsageError
+from ckptguard.files import atomic_folder, atomic_writer
+from ckptguard.pipeline import work
+from ckptguard.pipeline.check import add_metadata, examine_all
+from ckptguard.pipeline.reports import Report, Tally
+from ckptguard.pipeline.restore import NOT_WRITTEN, POLICIES, null_elements, refuse_losses
+from ckptguard.pipeline.shard import Shard, open_set
+from ckptguard.pipeline.units import Examined, piece_slices
+
+COPY_BYTES = 8 << 20
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def repair(
+    path: Path | str,
+    destination: Path | str | None = None,
+    *,
+    in_place: bool = False,
+    policy: str = "raw",
+    strict: bool = False,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    progress: work.Progress = work.silent,
+) -> Report:
+    """Correct payload and parity, and write both copies of the metadata afresh.
+
+    Bits that no code protects stay as they were read; digests keep telling that they differ from what was written.
+
+    Args:
+        destination: where the healed container goes; left out with `in_place`.
+        in_place: change the damaged files themselves. Every change is first written to a journal beside the file; if
+            the work is interrupted, calling this again completes it.
+        policy, strict: as for `restore`. `null` is for native representations only.
+
+    Raises:
+        UncorrectableError: `strict`, and protected bits are lost.
+    """
+    path = Path(path)
+    if in_place == (destination is not None):
+        raise UsageError("name either a place for the healed container (-o) or --in-place")
+    if policy not in POLICIES:
+        raise UsageError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
+    if in_place:
+        return _in_place(path, policy, strict, jobs, progress)
+    assert destination is not None
+    if path.resolve() == Path(destination).resolve():
+        raise UsageError(f"{destination}: is the damaged container itself; use --in-place to change it")
+    with open_set(path) as shards, contextlib.ExitStack() as stack:
+        targets = _open_targets(shards, Path(destination), overwrite, stack)
+        tally = Tally(shards)
+        for shard, (target, payload) in zip(shards, targets, strict=True):
+            _size(shard, target, payload)
+        for index, examined in examine_all(shards, parity=True, jobs=jobs, step="repair", progress=progress):
+            target, payload = targets[index]
+            tally.add(index, examined)
+            for in_payload, offset, data in _corrected(shards[index], examined, policy):
+                write_at(payload if in_payload else target, offset, data)
+        add_metadata(tally.report, shards)
+        if strict:
+            refuse_losses(tally.report, NOT_WRITTEN)
+        for shard, (target, _) in zip(shards, targets, strict=True):
+            for position, image in shard.file.metadata_images():
+                write_at(target, position + shard.file.missing_front, image)
+        return tally.report
+
+
+def _corrected(shard: Shard, examined: Examined, policy: str) -> Iterator[tuple[bool, int, Bytes]]:
+    """(whether it lies in the payload file, offset in a whole file, bytes) of a unit after correction."""
+    block = shard.file.superblock
+    for piece, where in zip(examined.unit.pieces, piece_slices(examined.unit), strict=True):
+        data = examined.bytes[where]
+        part = shard.plan.parts[piece.part]
+        if policy == "null" and examined.lost_bits is not None and part.representation == "native":
+            data = null_elements(part, piece, data, examined.lost_bits[where])
+        yield True, block.payload_offset + piece.offset, data
+    if examined.parity is not None:
+        yield False, block.parity_offset + examined.unit.parity_offset, examined.parity
+
+
+def _open_targets(
+    shards: Sequence[Shard], destination: Path, overwrite: bool, stack: contextlib.ExitStack
+) -> list[tuple[int, int]]:
+    """(descriptor of the shard file, descriptor its payload goes to) for every shard."""
+    opened = []
+    if len(shards) > 1:
+        folder = stack.enter_context(atomic_folder(destination, overwrite=overwrite))
+        for shard in shards:
+            target = stack.enter_context((folder / shard.plan.name).open("xb")).fileno()
+            payload = target
+            if shard.plan.beside:
+                payload = stack.enter_context((folder / shard.file.payload_path.name).open("xb")).fileno()
+            opened.append((target, payload))
+        return opened
+    if shards[0].plan.beside and destination.suffix != SUFFIX:
+        raise UsageError(
+            f"{destination}: a sidecar's copy must end in {SUFFIX}; its payload is written without it, beside"
+        )
+    target = payload = stack.enter_context(atomic_writer(destination, overwrite=overwrite)).fileno()
+    if shards[0].plan.beside:
+        beside = payload_beside(destination)
+        payload = stack.enter_context(atomic_writer(beside, overwrite=overwrite)).fileno()
+    return [(target, payload)]
+
+
+def _size(shard: Shard, target: int, payload: int) -> None:
+    os.ftruncate(target, shard.file.superblock.file_bytes)
+    if shard.plan.beside:
+        os.ftruncate(payload, shard.plan.payload_bytes)
+
+
+def _in_place(path: Path, policy: str, strict: bool, jobs: int | None, progress: work.Progress) -> Report:
+    """Collect all changes in journals, make the journals durable, apply them, remove them."""
+    for target in _journalled(path):
+        replay(target)
+    with open_set(path) as shards:
+        for shard in shards:
+            if shard.file.missing_bytes or shard.file.foreign_bytes:
+                raise UsageError(
+                    f"{shard.file.path}: its size is not what it was; it cannot be repaired in place, use -o"
+                )
+        tally = Tally(shards)
+        with contextlib.ExitStack() as stack:
+            journals = [_journals(shard, stack) for shard in shards]
+            for index, examined in examine_all(shards, parity=True, jobs=jobs, step="repair", progress=progress):
+                tally.add(index, examined)
+                _record(shards[index], examined, policy, journals[index])
+            add_metadata(tally.report, shards)
+            if strict:
+                refuse_losses(tally.report, NOT_WRITTEN)
+            for shard, (own, _) in zip(shards, journals, strict=True):
+                for position, image in shard.file.metadata_images():
+                    own.add(position, np.frombuffer(image, np.uint8))
+            for pair in journals:
+                for journal in dict.fromkeys(pair):
+                    journal.commit()
+        for shard in shards:
+            for target in dict.fromkeys((shard.file.payload_path, shard.file.path)):
+                replay(target)
+        return tally.report
+
+
+def _journalled(path: Path) -> list[Path]:
+    """Files that an interrupted repair may have left a journal for."""
+    if path.is_dir():
+        return [journal.with_name(Journal.target_name(journal.name)) for journal in sorted(path.glob(Journal.PATTERN))]
+    return [path, payload_beside(path)] if path.suffix == SUFFIX else [path]
+
+
+def _journals(shard: Shard, stack: contextlib.ExitStack) -> tuple[Journal, Journal]:
+    """Journals of the shard file and of the file its payload lies in (the same one where it is embedded)."""
+    own = stack.enter_context(Journal(shard.file.path))
+    return own, (stack.enter_context(Journal(shard.file.payload_path)) if shard.plan.beside else own)
+
+
+def _record(shard: Shard, examined: Examined, policy: str, journals: tuple[Journal, Journal]) -> None:
+    """Note the bytes of a unit that change."""
+    own, beside = journals
+    block = shard.file.superblock
+    for in_payload, offset, data in _corrected(shard, examined, policy):
+        if in_payload:
+            stored = shard.file.read_payload(offset - block.payload_offset, len(data))
+        else:
+            stored = shard.file.read_parity(offset - block.parity_offset, len(data))
+        (beside if in_payload else own).add_changes(offset, stored, data)

@@ -1,0 +1,218 @@
+"""restore: a container becomes the checkpoint again, the best there is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptguard import plan, representations
+from ckptguard.container.shard_file import write_at
+from ckptguard.errors import ContainerError, UncorrectableError, UsageError
+from ckptguard.files import atomic_folder, atomic_writer
+from ckptguard.pipeline import work
+from ckptguard.pipeline.check import examine_all
+from ckptguard.pipeline.reports import Report, Tally
+from ckptguard.pipeline.shard import Shard, open_set
+from ckptguard.pipeline.units import (
+    Examined,
+    group_source_bytes,
+    piece_slices,
+    stored_group_bytes,
+    touched_elements,
+)
+from ckptguard.plan import Part, Piece
+
+POLICIES = ("raw", "null")
+NOT_WRITTEN = "nothing was written (without --strict, the best there is would be)"
+CHUNK_BYTES = 8 << 20
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def restore(
+    path: Path | str,
+    destination: Path | str,
+    *,
+    policy: str = "raw",
+    strict: bool = False,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    progress: work.Progress = work.silent,
+) -> Report:
+    """Write the checkpoint that a container holds: a file, or a folder where there was more than one.
+
+    Args:
+        policy: for elements with bits in codewords that could not be decoded: `raw` keeps the bits as read, `null`
+            makes the element zero.
+        strict: write nothing when protected bits are lost.
+
+    Raises:
+        UncorrectableError: `strict`, and protected bits are lost; its `report` says which.
+    """
+    if policy not in POLICIES:
+        raise UsageError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
+    with open_set(path) as shards, contextlib.ExitStack() as stack:
+        sources = _sources(shards)
+        opened = _open_targets(sources, bool(shards[0].info.get("folder")), Path(destination), overwrite, stack)
+        tally = Tally(shards)
+        sinks = [_Sink(shard, opened, policy, stack, Path(destination).parent) for shard in shards]
+        for index, examined in examine_all(shards, parity=False, jobs=jobs, step="restore", progress=progress):
+            sinks[index].write(examined)
+            tally.add(index, examined)
+        if strict:
+            refuse_losses(tally.report, NOT_WRITTEN)
+        for sink in sinks:
+            sink.finish(jobs)
+        return tally.report
+
+
+def refuse_losses(report: Report, consequence: str) -> None:
+    """Raise UncorrectableError, with the report attached, if protected bits are lost. `consequence` ends the message."""
+    if report.lost:
+        names = ", ".join(tensor.name for tensor in report.lost[:5])
+        more = f" and {len(report.lost) - 5} more" if len(report.lost) > 5 else ""
+        raise UncorrectableError(f"protected bits are lost in {names}{more}; {consequence}", report.to_json())
+
+
+def _sources(shards: Sequence[Shard]) -> dict[str, plan.Source]:
+    """All files of the checkpoint, by name; shards that share one must agree about it."""
+    sources: dict[str, plan.Source] = {}
+    for shard in shards:
+        for source in shard.plan.sources:
+            if sources.setdefault(source.name, source) != source:
+                raise ContainerError(f"the shards disagree about {source.name!r}")
+    return sources
+
+
+def _open_targets(
+    sources: dict[str, plan.Source], folder: bool, destination: Path, overwrite: bool, stack: contextlib.ExitStack
+) -> dict[str, int]:
+    """A descriptor of a temporary file for every source, sized, with its safetensors header in place."""
+    opened = {}
+    if len(sources) == 1 and not folder:
+        (name,) = sources
+        opened[name] = stack.enter_context(atomic_writer(destination, overwrite=overwrite)).fileno()
+    else:
+        parent = stack.enter_context(atomic_folder(destination, overwrite=overwrite))
+        for name in sources:
+            target = parent / safe_relative(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            opened[name] = stack.enter_context(target.open("xb")).fileno()
+    for name, source in sources.items():
+        os.ftruncate(opened[name], source.bytes)
+        write_at(opened[name], 0, source.header)
+    return opened
+
+
+def safe_relative(name: str) -> PurePosixPath:
+    """A relative path that stays inside its folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in name or "\\" in name:
+        raise ContainerError(f"the container names a file {name!r}, which would leave the target folder")
+    return path
+
+
+class _Sink:
+    """Takes the examined units of a shard and puts their bytes where they belong."""
+
+    def __init__(
+        self, shard: Shard, targets: dict[str, int], policy: str, stack: contextlib.ExitStack, folder: Path
+    ) -> None:
+        self._shard = shard
+        self._targets = targets
+        self._policy = policy
+        self._stored: int | None = None
+        self._lost: int | None = None
+        if any(part.representation != "native" for part in shard.plan.parts):
+            self._stored, self._lost = (_scratch(stack, folder, shard.plan.payload_bytes) for _ in range(2))
+        self._any_lost = False
+
+    def write(self, examined: Examined) -> None:
+        """Write one unit's pieces."""
+        for piece, where in zip(examined.unit.pieces, piece_slices(examined.unit), strict=True):
+            part = self._shard.plan.parts[piece.part]
+            lost = examined.lost_bits[where] if examined.lost_bits is not None else None
+            if part.representation == "native":
+                self._write_native(part, piece, examined.bytes[where], lost)
+            else:
+                self._write_stored(piece, examined.bytes[where], lost)
+
+    def _write_native(self, part: Part, piece: Piece, data: Bytes, lost: Bytes | None) -> None:
+        if self._policy == "null" and lost is not None and lost.any():
+            data = null_elements(part, piece, data, lost)
+        position = part.offset + piece.offset - part.stored_offset
+        write_at(self._target(part), position, data)
+
+    def _write_stored(self, piece: Piece, data: Bytes, lost: Bytes | None) -> None:
+        assert self._stored is not None
+        assert self._lost is not None
+        write_at(self._stored, piece.offset, data)
+        if lost is not None and lost.any():
+            self._any_lost = True
+            write_at(self._lost, piece.offset, lost)
+
+    def finish(self, jobs: int | None) -> None:
+        """Turn what is stored in coarser representations into elements of the original dtype."""
+        if self._stored is None:
+            return
+        for index, part in enumerate(self._shard.plan.parts):
+            if part.representation != "native":
+                for _ in work.run(lambda span, i=index: self._convert(i, span), _spans(part), jobs=jobs):
+                    pass
+
+    def _convert(self, index: int, span: tuple[int, int]) -> None:
+        assert self._stored is not None
+        assert self._lost is not None
+        part = self._shard.plan.parts[index]
+        begin, end = span
+        stored = np.frombuffer(os.pread(self._stored, end - begin, part.stored_offset + begin), np.uint8).copy()
+        lost = None
+        if self._policy == "null" and self._any_lost:
+            lost = np.frombuffer(os.pread(self._lost, end - begin, part.stored_offset + begin), np.uint8)
+        data = from_stored(part, stored, begin, float(self._shard.magnitudes[index]), lost)
+        first = group_source_bytes(part, 0, begin)
+        write_at(self._target(part), part.offset + first, data)
+
+    def _target(self, part: Part) -> int:
+        return self._targets[self._shard.plan.sources[part.source].name]
+
+
+def _scratch(stack: contextlib.ExitStack, folder: Path, size: int) -> int:
+    """Descriptor of an unnamed, sparse file of `size` zero bytes that goes with the stack."""
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the stack
+    os.ftruncate(stack.enter_context(file).fileno(), size)
+    return file.fileno()
+
+
+def _spans(part: Part) -> list[tuple[int, int]]:
+    """(begin, end) of stored bytes of a part, on group borders."""
+    group = stored_group_bytes(part)
+    step = max(1, CHUNK_BYTES // group) * group
+    return [(begin, min(begin + step, part.stored_bytes)) for begin in range(0, part.stored_bytes, step)]
+
+
+def null_elements(part: Part, piece: Piece, data: Bytes, lost: Bytes) -> Bytes:
+    """A copy of a native piece's bytes with the elements zeroed that have a bit in `lost`."""
+    result = data.copy()
+    representations.make(part.representation).null(part.dtype, result, touched_elements(part, piece, lost))
+    return result
+
+
+def from_stored(part: Part, stored: Bytes, begin: int, magnitude: float, lost: Bytes | None) -> Bytes:
+    """Elements in the original dtype from stored bytes that start at `begin` (a group border) of a part.
+
+    Args:
+        stored: changed in place where elements are nulled.
+        lost: bitmap of lost stored bits; their elements become zero. None keeps what was read.
+    """
+    representation = representations.make(part.representation)
+    size = group_source_bytes(part, begin, begin + len(stored))
+    if lost is not None and lost.any():
+        representation.null(part.dtype, stored, representation.touched(part.dtype, lost, size))
+    return representation.restore(part.dtype, stored, magnitude, size)

@@ -1,0 +1,239 @@
+"""An open shard with its plan and digests, and the sets that shards form."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptguard import __version__, plan
+from ckptguard.container import sections
+from ckptguard.container.sections import Section
+from ckptguard.container.shard_file import SUFFIX, ShardFile
+from ckptguard.errors import CkptGuardError, ContainerError, MismatchError
+from ckptguard.plan import ShardPlan
+from ckptguard.representations.base import Losses
+
+KNOWN_SECTIONS = {"INFO": 0, "PLAN": 0, "HEAD": 0, "DGST": 0, "SCAL": 0, "LOSS": 0}
+_LOSS = struct.Struct("<QQQd")
+
+
+@dataclass(frozen=True)
+class Digests:
+    """XXH3-64 digests of what was written.
+
+    Attributes:
+        raw: (pieces,) of a piece's stored bytes.
+        protected: (pieces,) of its words with the unprotected bits cleared; the judge after decoding.
+        parity: (units with parity,) of a unit's parity.
+    """
+
+    raw: npt.NDArray[np.uint64]
+    protected: npt.NDArray[np.uint64]
+    parity: npt.NDArray[np.uint64]
+
+    @classmethod
+    def empty(cls, shard: ShardPlan) -> Digests:
+        """Room for the digests of a shard."""
+        return cls(
+            np.zeros(shard.pieces, np.uint64),
+            np.zeros(shard.pieces, np.uint64),
+            np.zeros(shard.parity_digests, np.uint64),
+        )
+
+    def to_bytes(self) -> bytes:
+        """Raw, protected, parity, one after the other, little endian."""
+        return b"".join(array.astype("<u8").tobytes() for array in (self.raw, self.protected, self.parity))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, shard: ShardPlan) -> Digests:
+        """Inverse of `to_bytes`."""
+        counts = (shard.pieces, shard.pieces, shard.parity_digests)
+        if len(data) != 8 * sum(counts):
+            raise ContainerError(f"the metadata has {len(data)} bytes of digests, the plan needs {8 * sum(counts)}")
+        values = np.frombuffer(data, "<u8").astype(np.uint64)
+        return cls(*(part.copy() for part in np.split(values, np.cumsum(counts)[:-1])))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An open shard: bytes, plan, digests.
+
+    Attributes:
+        file: the bytes.
+        plan: what lies where.
+        info: the record common to the set: shard names, settings, provenance.
+        digests: of what was written.
+        magnitudes: (parts,) scale of each part, for representations that need one.
+        losses: of each part stored in a coarser representation, by part index.
+    """
+
+    file: ShardFile
+    plan: ShardPlan
+    info: dict[str, Any]
+    digests: Digests
+    magnitudes: npt.NDArray[np.float64]
+    losses: dict[int, Losses]
+
+    @classmethod
+    def open(cls, path: Path) -> Shard:
+        """Open a shard file and read its metadata; see `ShardFile.open` for what it raises."""
+        file = ShardFile.open(path)
+        try:
+            return cls._interpret(file)
+        except CkptGuardError as error:
+            file.close()
+            if str(path) in str(error):
+                raise
+            raise type(error)(f"{path}: {error}") from error
+        except BaseException:
+            file.close()
+            raise
+
+    @classmethod
+    def _interpret(cls, file: ShardFile) -> Shard:
+        found = sections.unpack(file.metadata, KNOWN_SECTIONS)
+        for tag in ("INFO", "PLAN", "HEAD", "DGST"):
+            if tag not in found:
+                raise ContainerError(f"the metadata has no section {tag!r}")
+        record, info = sections.from_json(found["PLAN"]), sections.from_json(found["INFO"])
+        if not isinstance(record, dict) or not isinstance(info, dict) or not isinstance(info.get("shards"), list):
+            raise ContainerError("the metadata's INFO and PLAN sections are not the records they should be")
+        headers = _split_headers(found["HEAD"].data, record)
+        superblock = file.superblock
+        shard = plan.from_json(file.path.name, record, headers, superblock.payload_bytes, superblock.beside)
+        if shard.parity_bytes != superblock.parity_bytes:
+            raise ContainerError(
+                f"the superblock states {superblock.parity_bytes} bytes of parity, the plan {shard.parity_bytes}"
+            )
+        digests = Digests.from_bytes(found["DGST"].data, shard)
+        magnitudes = np.zeros(len(shard.parts))
+        if "SCAL" in found:
+            magnitudes = np.frombuffer(found["SCAL"].data, "<f8")
+            if len(magnitudes) != len(shard.parts) or not np.isfinite(magnitudes).all():
+                raise ContainerError("the metadata's scales do not fit its parts")
+        return cls(file, shard, info, digests, magnitudes, _read_losses(found.get("LOSS")))
+
+    def close(self) -> None:
+        """Close the files."""
+        self.file.close()
+
+
+def pack_metadata(
+    info: dict[str, Any],
+    shard: ShardPlan,
+    digests: Digests,
+    magnitudes: Sequence[float],
+    losses: dict[int, Losses],
+) -> bytes:
+    """The metadata of a shard. Its size depends on the plan alone, so that room can be left for it beforehand."""
+    parts = [
+        Section("INFO", sections.to_json(info), compressed=True),
+        Section("PLAN", sections.to_json(shard.to_json()), compressed=True),
+        Section("HEAD", b"".join(source.header for source in shard.sources), compressed=True),
+        Section("DGST", digests.to_bytes()),
+    ]
+    coarse = [index for index, part in enumerate(shard.parts) if part.representation != "native"]
+    if coarse:
+        parts.append(Section("SCAL", np.asarray(magnitudes, "<f8").tobytes()))
+        records = b"".join(_pack_loss(index, losses.get(index, Losses())) for index in coarse)
+        parts.append(Section("LOSS", records, optional=True))
+    return sections.pack(parts)
+
+
+def _pack_loss(index: int, loss: Losses) -> bytes:
+    return _LOSS.pack(index, loss.rounded, loss.clipped, loss.max_error)
+
+
+def _read_losses(section: Section | None) -> dict[int, Losses]:
+    if section is None:
+        return {}
+    if len(section.data) % _LOSS.size:
+        raise ContainerError("the metadata's record of rounding losses is cut short")
+    records = _LOSS.iter_unpack(section.data)
+    return {index: Losses(rounded, clipped, max_error) for index, rounded, clipped, max_error in records}
+
+
+def _split_headers(data: bytes, record: dict[str, Any]) -> list[bytes]:
+    headers, offset = [], 0
+    for item in record.get("sources", []):
+        size = item.get("header") if isinstance(item, dict) else None
+        if type(size) is not int or not 0 <= size <= len(data) - offset:
+            raise ContainerError("the metadata's copies of the safetensors headers do not fit its sources")
+        headers.append(data[offset : offset + size])
+        offset += size
+    if offset != len(data):
+        raise ContainerError("the metadata's copies of the safetensors headers do not fit its sources")
+    return headers
+
+
+def make_info(shards: Sequence[str], folder: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    """The record common to all shards of a set; `folder`: the checkpoint was one."""
+    return {
+        "created_by": f"ckptguard {__version__}",
+        "shards": list(shards),
+        "folder": folder,
+        "settings": settings,
+    }
+
+
+@contextlib.contextmanager
+def open_set(path: Path | str) -> Iterator[list[Shard]]:
+    """Open all shards of a container: a file, a folder of shard files, or any one file of a set.
+
+    Raises:
+        MismatchError: shards are missing or belong to another set.
+        MetadataLostError, ContainerError: as `ShardFile.open`.
+    """
+    path = Path(path)
+    with contextlib.ExitStack() as stack:
+        first = _any_shard(path, stack)
+        folder = first.file.path.parent
+        names = first.info["shards"]
+        if len(names) == 1:
+            yield [first]
+            return
+        shards = []
+        for index, name in enumerate(names):
+            member = folder / _safe_name(name)
+            if index == first.file.superblock.shard:
+                shards.append(first)
+                continue
+            if not member.exists():
+                raise MismatchError(f"{folder}: the set of {len(names)} shards lacks {name!r}")
+            shard = Shard.open(member)
+            stack.callback(shard.close)
+            if shard.file.superblock.set_id != first.file.superblock.set_id or shard.file.superblock.shard != index:
+                raise MismatchError(f"{member}: belongs to another set of shards than {first.file.path.name}")
+            shards.append(shard)
+        yield shards
+
+
+def _safe_name(name: Any) -> str:
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise ContainerError(f"the metadata names a shard file {name!r}, which is no plain file name")
+    return name
+
+
+def _any_shard(path: Path, stack: contextlib.ExitStack) -> Shard:
+    """The shard at `path`, or the first readable one in a folder."""
+    if not path.is_dir():
+        shard = Shard.open(path)
+        stack.callback(shard.close)
+        return shard
+    failure: CkptGuardError | None = None
+    for candidate in sorted(path.glob(f"*{SUFFIX}")):
+        try:
+            shard = Shard.open(candidate)
+        except CkptGuardError as error:
+            failure = failure or error
+            continue
+        stack.callback(shard.close)
+        return shard
+    raise failure or ContainerError(f"{path}: the folder holds no shard files (*{SUFFIX})")

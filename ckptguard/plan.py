@@ -1,0 +1,562 @@
+"""Where every bit goes: sizes, places and codes of a container, worked out from metadata alone.
+
+A *source* is a file of the checkpoint. A *part* is a contiguous piece of a source that is stored together: a tensor, a
+safetensors header, or an auxiliary file. The parts of a shard, one after the other, are its payload. Parts whose words
+have the same protected bits and the same code form a *stream*: their 64-bit words in payload order. A stream is cut
+into *units* (see `codes.base`), and the run of a part's bytes that falls into one unit is a *piece*: the grain of
+digests and of reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptguard import codes, representations
+from ckptguard.codes.base import TILE_WORDS, Code, UnitLayout
+from ckptguard.dtypes import DTYPES, DType
+from ckptguard.errors import ContainerError, SpecError
+from ckptguard.representations.base import Representation, Selection
+
+FILES_CODE = "bch:8191,6176"
+"""Auxiliary files (index, config, tokenizer) are wholly protected by this code: t = 163, and 1e-2 is survived with
+probability 1 - 1e-15 per codeword."""
+
+HEADER, TENSOR, FILE = "header", "tensor", "file"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of the checkpoint.
+
+    Attributes:
+        name: relative POSIX path.
+        bytes: its size.
+        header: of a safetensors file, the eight length bytes and the JSON exactly as they were; empty otherwise.
+    """
+
+    name: str
+    bytes: int
+    header: bytes = b""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a source that is stored together.
+
+    Attributes:
+        source: index into the shard's sources.
+        kind: `header`, `tensor` or `file`.
+        name: of the tensor; of the source for the other kinds.
+        dtype: of a tensor; U8 for the other kinds.
+        shape: of a tensor.
+        offset, bytes: in the source.
+        stored_offset, stored_bytes: in the payload.
+        representation: spec.
+        mask: protected bits of a word, most significant first, as a string of 0 and 1.
+        code: spec; `none` where nothing is protected.
+    """
+
+    source: int
+    kind: str
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+    stored_offset: int
+    stored_bytes: int
+    representation: str
+    mask: str
+    code: str
+
+    @property
+    def elements(self) -> int:
+        """Mask words in the part."""
+        return self.dtype.words(self.bytes)
+
+    @property
+    def protected_bits(self) -> int:
+        """Bits of the part that are protected."""
+        return self.elements * self.mask.count("1")
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits that represent the part's elements."""
+        return self.elements * len(self.mask)
+
+    @cached_property
+    def selection(self) -> Selection:
+        """The protected bits of its stored words."""
+        return representations.make(self.representation).select(self.dtype, self.mask)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The run of one part's stored bytes that falls into one unit.
+
+    Attributes:
+        index: of the piece in the shard; digests are listed in this order.
+        part: index into the shard's parts.
+        offset, bytes: in the payload.
+        first_word, words: which words of the unit it holds.
+        positions: for a part of which not every stored word is in the stream, where in the piece (in 64-bit words) the
+            stream's words lie; None where every word is.
+    """
+
+    index: int
+    part: int
+    offset: int
+    bytes: int
+    first_word: int
+    words: int
+    positions: npt.NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One independently coded stretch of a stream.
+
+    Attributes:
+        stream: index into the shard's streams.
+        index: within the stream.
+        words: in it.
+        pieces: in word order.
+        layout: its codewords.
+        parity_offset: of its parity in the parity region.
+        parity_digest: index of its parity's digest; -1 where there is no parity.
+    """
+
+    stream: int
+    index: int
+    words: int
+    pieces: tuple[Piece, ...]
+    layout: UnitLayout
+    parity_offset: int
+    parity_digest: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Parts with equal protected bits and code, and how their words are cut.
+
+    Attributes:
+        code: spec.
+        mask: of the 64-bit words; bit 0 = least significant.
+        unit_tiles: tiles of a full unit.
+        parts: indices into the shard's parts, in payload order; none of them is empty.
+        words: in the stream.
+        parity_offset, parity_bytes: in the parity region.
+        first_piece, first_digest: where its pieces and its parity digests start in the shard's lists.
+        word_starts: (len(parts) + 1,) first word of each part, and the total.
+        cuts: (pieces + 1,) first word of each piece, and the total.
+    """
+
+    code: Code
+    mask: int
+    unit_tiles: int
+    parts: tuple[int, ...]
+    words: int
+    parity_offset: int
+    parity_bytes: int
+    first_piece: int
+    first_digest: int
+    word_starts: npt.NDArray[np.int64] = field(compare=False)
+    cuts: npt.NDArray[np.int64] = field(compare=False)
+
+    @property
+    def planes(self) -> int:
+        """Protected bits of a word."""
+        return self.mask.bit_count()
+
+    @property
+    def unit_words(self) -> int:
+        """Words of a full unit."""
+        return self.unit_tiles * TILE_WORDS
+
+    @property
+    def units(self) -> int:
+        """How many units it has."""
+        return -(-self.words // self.unit_words)
+
+    @property
+    def protected_bits(self) -> int:
+        """Bits its code covers, the padding of parts to whole words included."""
+        return self.words * self.planes
+
+    def layout(self, unit: int) -> UnitLayout:
+        """The codewords of a unit."""
+        return self.code.unit_layout(self.unit_size(unit), self.planes)
+
+    def unit_size(self, unit: int) -> int:
+        """Words of a unit; only the last is shorter than `unit_words`."""
+        return min(self.unit_words, self.words - unit * self.unit_words)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard file: what lies in it and where.
+
+    Attributes:
+        name: of the shard file.
+        device: the device's record (see `devices`), None where none is known.
+        sources, parts, streams: in order.
+        payload_bytes, parity_bytes: of the two regions.
+        beside: the payload is the untouched source file next to the shard file.
+    """
+
+    name: str
+    device: Mapping[str, Any] | None
+    sources: tuple[Source, ...]
+    parts: tuple[Part, ...]
+    streams: tuple[Stream, ...]
+    payload_bytes: int
+    parity_bytes: int
+    beside: bool
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces, over all streams."""
+        return sum(len(stream.cuts) - 1 for stream in self.streams)
+
+    @property
+    def parity_digests(self) -> int:
+        """How many units have parity."""
+        return sum(stream.units for stream in self.streams if stream.parity_bytes)
+
+    def unit(self, stream_index: int, index: int) -> Unit:
+        """Work out one unit."""
+        stream = self.streams[stream_index]
+        start = index * stream.unit_words
+        size = stream.unit_size(index)
+        first, last = np.searchsorted(stream.cuts, [start, start + size])
+        pieces = tuple(self._piece(stream, int(cut), start) for cut in range(first, last))
+        full = stream.code.unit_layout(stream.unit_words, stream.planes).parity_bytes if index else 0
+        return Unit(
+            stream_index,
+            index,
+            size,
+            pieces,
+            stream.layout(index),
+            stream.parity_offset + index * full,
+            stream.first_digest + index if stream.parity_bytes else -1,
+        )
+
+    def _piece(self, stream: Stream, cut: int, unit_start: int) -> Piece:
+        begin, end = int(stream.cuts[cut]), int(stream.cuts[cut + 1])
+        place = int(np.searchsorted(stream.word_starts, begin, "right")) - 1
+        part = self.parts[stream.parts[place]]
+        part_begin, part_end = int(stream.word_starts[place]), int(stream.word_starts[place + 1])
+        selection = part.selection
+        first = _stored_word(selection, begin - part_begin) if begin > part_begin else 0
+        offset = 8 * first
+        stop = 8 * _stored_word(selection, end - part_begin) if end < part_end else part.stored_bytes
+        positions = None
+        if selection.period > 1:
+            positions = _stored_words(selection, begin - part_begin, end - part_begin) - first
+        return Piece(
+            stream.first_piece + cut,
+            stream.parts[place],
+            part.stored_offset + offset,
+            stop - offset,
+            begin - unit_start,
+            end - begin,
+            positions,
+        )
+
+    def units_of_part(self, part_index: int, begin: int, end: int) -> list[tuple[int, int]]:
+        """(stream, unit) pairs that hold stored bytes [begin, end) of a part."""
+        if part_index not in self._places:
+            return []
+        stream_index, place = self._places[part_index]
+        stream, selection = self.streams[stream_index], self.parts[part_index].selection
+        word = int(stream.word_starts[place])
+        last = int(stream.word_starts[place + 1]) - 1
+        first_unit = min(word + _stream_words(selection, begin // 8), last) // stream.unit_words
+        last_unit = min(word + _stream_words(selection, -(-end // 8)), last) // stream.unit_words
+        return [(stream_index, unit) for unit in range(first_unit, last_unit + 1)]
+
+    @cached_property
+    def _places(self) -> dict[int, tuple[int, int]]:
+        """Part index -> (stream, place in it)."""
+        return {
+            part: (index, place)
+            for index, stream in enumerate(self.streams)
+            for place, part in enumerate(stream.parts)
+        }
+
+    def all_units(self) -> list[tuple[int, int]]:
+        """(stream, unit) pairs of the whole shard."""
+        return [(s, u) for s, stream in enumerate(self.streams) for u in range(stream.units)]
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits that represent the elements of its tensors."""
+        return sum(part.weight_bits for part in self.parts if part.kind == TENSOR)
+
+    @property
+    def protected_bits(self) -> int:
+        """Protected bits of its tensors."""
+        return sum(part.protected_bits for part in self.parts if part.kind == TENSOR)
+
+    @property
+    def nominal_parity(self) -> float:
+        """Parity bits of its tensors as the papers count them: protected bits times (n - k) / k."""
+        return sum(
+            part.protected_bits * codes.make(part.code).redundancy for part in self.parts if part.kind == TENSOR
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that goes into the metadata; headers are kept in a section of their own."""
+        stream_of = {part: index for index, stream in enumerate(self.streams) for part in stream.parts}
+        return {
+            "device": self.device,
+            "sources": [{"name": s.name, "bytes": s.bytes, "header": len(s.header)} for s in self.sources],
+            "parts": [
+                {
+                    "source": p.source,
+                    "kind": p.kind,
+                    "name": p.name,
+                    "dtype": p.dtype.name,
+                    "shape": list(p.shape),
+                    "offset": p.offset,
+                    "bytes": p.bytes,
+                    "stored": p.stored_bytes,
+                    "representation": p.representation,
+                    "mask": p.mask,
+                    "code": p.code,
+                    "stream": stream_of.get(index, -1),
+                }
+                for index, p in enumerate(self.parts)
+            ],
+            "streams": [
+                {
+                    "code": s.code.spec,
+                    "mask": f"{s.mask:016x}",
+                    "unit_tiles": s.unit_tiles,
+                    "words": s.words,
+                    "parity": s.parity_bytes,
+                }
+                for s in self.streams
+            ],
+        }
+
+
+def _stored_words(selection: Selection, begin: int, end: int) -> npt.NDArray[np.int64]:
+    """Positions, in stored words of a part, of its stream words begin .. end - 1."""
+    kept = np.array([bit for bit in range(selection.period) if selection.keep >> bit & 1], np.int64)
+    words = np.arange(begin, end, dtype=np.int64)
+    result: npt.NDArray[np.int64] = words // len(kept) * selection.period + kept[words % len(kept)]
+    return result
+
+
+def _stored_word(selection: Selection, word: int) -> int:
+    if selection.period == 1:
+        return word
+    return int(_stored_words(selection, word, word + 1)[0])
+
+
+def _stream_words(selection: Selection, stored_word: int) -> int:
+    """How many stream words lie before a stored word of a part."""
+    if selection.period == 1:
+        return stored_word
+    groups, rest = divmod(stored_word, selection.period)
+    return groups * selection.keep.bit_count() + (selection.keep & ((1 << rest) - 1)).bit_count()
+
+
+def part_words(part: Part) -> int:
+    """Words a part contributes to its stream."""
+    return _stream_words(part.selection, -(-part.stored_bytes // 8))
+
+
+def lay_out(
+    name: str,
+    sources: Sequence[Source],
+    parts: Sequence[Part],
+    *,
+    device: Mapping[str, Any] | None = None,
+    beside: bool = False,
+    bit_error_rate: float | None = None,
+    target: float | None = None,
+) -> ShardPlan:
+    """Put parts one after the other, pool them into streams, choose the codes left to choice, and place the parity.
+
+    Args:
+        parts: with `stored_bytes`, mask and code decided; their `stored_offset` is set here. A code `auto` or `auto:n`
+            is resolved for all parts of the shard that name it.
+        bit_error_rate, target: of the device and of the whole shard, for `auto`.
+    """
+    placed: list[Part] = []
+    offset = 0
+    for part in parts:
+        placed.append(_replace(part, stored_offset=offset))
+        offset += part.stored_bytes
+    placed = _resolve_auto(placed, bit_error_rate, target)
+    streams, parity = _streams(placed)
+    return ShardPlan(name, device, tuple(sources), tuple(placed), tuple(streams), offset, parity, beside)
+
+
+def _replace(part: Part, **changes: Any) -> Part:
+    values = {name: getattr(part, name) for name in Part.__dataclass_fields__}
+    return Part(**(values | changes))
+
+
+def _stream_key(part: Part) -> tuple[str, int]:
+    mask = part.selection.mask
+    return (part.code, mask) if mask else ("none", 0)
+
+
+def _streams(parts: Sequence[Part]) -> tuple[list[Stream], int]:
+    members: dict[tuple[str, int], list[int]] = {}
+    for index, part in enumerate(parts):
+        if part.stored_bytes:
+            members.setdefault(_stream_key(part), []).append(index)
+    streams: list[Stream] = []
+    parity = pieces = digests = 0
+    for (spec, mask), indices in members.items():
+        stream = _stream(codes.make(spec), mask, [(i, part_words(parts[i])) for i in indices], parity, pieces, digests)
+        streams.append(stream)
+        parity += stream.parity_bytes
+        pieces += len(stream.cuts) - 1
+        digests += stream.units if stream.parity_bytes else 0
+    return streams, parity
+
+
+def _stream(
+    code: Code, mask: int, parts: Sequence[tuple[int, int]], parity: int, first_piece: int, first_digest: int
+) -> Stream:
+    starts = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([words for _, words in parts], out=starts[1:])
+    words = int(starts[-1])
+    planes = mask.bit_count()
+    unit_tiles = code.unit_tiles(max(planes, 1))
+    unit_words = unit_tiles * TILE_WORDS
+    cuts = np.union1d(starts, np.append(np.arange(0, words, unit_words, dtype=np.int64), words))
+    full, rest = divmod(words, unit_words)
+    parity_bytes = 0
+    if planes:
+        parity_bytes = full * code.unit_layout(unit_words, planes).parity_bytes if full else 0
+        parity_bytes += code.unit_layout(rest, planes).parity_bytes if rest else 0
+    indices = tuple(index for index, _ in parts)
+    return Stream(
+        code, mask, unit_tiles, indices, words, parity, parity_bytes, first_piece, first_digest, starts, cuts
+    )
+
+
+def _resolve_auto(parts: Sequence[Part], bit_error_rate: float | None, target: float | None) -> list[Part]:
+    """Replace the codes `auto` and `auto:n` by the cheapest BCH code that reaches the target."""
+    asked = sorted({part.code for part in parts if part.code.partition(":")[0] == "auto"})
+    result = list(parts)
+    for spec in asked:
+        if bit_error_rate is None:
+            raise SpecError("--code auto needs the device's error rate; name a device (--devices, --device) or a code")
+        chosen = _smallest_code(spec, [p for p in parts if p.code == spec], bit_error_rate, target or 1e-9)
+        result = [_replace(part, code=chosen) if part.code == spec else part for part in result]
+    return result
+
+
+def _smallest_code(spec: str, parts: Sequence[Part], bit_error_rate: float, target: float) -> str:
+    from ckptguard.codes.bch import dimensions
+
+    _, _, setting = spec.partition(":")
+    try:
+        n = int(setting or "8191")
+        candidates = dimensions(n)
+    except ValueError as error:
+        raise SpecError(f"{spec!r}: `auto` takes one setting, the codeword length n = 2^m - 1") from error
+    best = ""
+    low, high = 0, len(candidates) - 1
+    while low <= high:  # failure falls as t grows; candidates are sorted by falling k
+        middle = (low + high) // 2
+        trial = f"bch:{n},{candidates[middle]}"
+        if _failure(trial, parts, bit_error_rate) <= target:
+            best, high = trial, middle - 1
+        else:
+            low = middle + 1
+    if not best:
+        raise SpecError(
+            f"no BCH code of length {n} decodes this shard with probability 1 - {target:g} at a bit error rate of "
+            f"{bit_error_rate:g}; allow more failures (--target), or a shorter code (auto:1023)"
+        )
+    return best
+
+
+def _failure(spec: str, parts: Sequence[Part], bit_error_rate: float) -> float:
+    """Expected number of codewords of the parts that fail, which bounds the probability that any does."""
+    total = 0.0
+    streams, _ = _streams([_replace(part, code=spec) for part in parts])
+    for stream in streams:
+        if not stream.planes:
+            continue
+        for unit, count in ((0, stream.units - 1), (stream.units - 1, 1)):
+            layout = stream.layout(unit)
+            length = layout.message_bits + layout.parity_bits
+            total += count * layout.codewords * stream.code.failure_probability(bit_error_rate, length)
+    return total
+
+
+def from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: int, beside: bool) -> ShardPlan:
+    """Rebuild a shard's plan from its metadata; whatever contradicts itself raises ContainerError."""
+    try:
+        return _from_json(name, record, headers, payload_bytes, beside)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, SpecError) as error:
+        raise ContainerError(f"{name}: the plan in the metadata does not fit the format: {error}") from error
+
+
+def _from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: int, beside: bool) -> ShardPlan:
+    sources = tuple(
+        Source(str(item["name"]), _count(item["bytes"]), header)
+        for item, header in zip(record["sources"], headers, strict=True)
+    )
+    parts: list[Part] = []
+    offset = 0
+    for item in record["parts"]:
+        part = Part(
+            _count(item["source"]),
+            str(item["kind"]),
+            str(item["name"]),
+            DTYPES[item["dtype"]],
+            tuple(_count(size) for size in item["shape"]),
+            _count(item["offset"]),
+            _count(item["bytes"]),
+            offset,
+            _count(item["stored"]),
+            str(item["representation"]),
+            str(item["mask"]),
+            str(item["code"]),
+        )
+        _check_part(part, sources)
+        parts.append(part)
+        offset += part.stored_bytes
+    if offset != payload_bytes:
+        raise ContainerError(f"{name}: the parts fill {offset} bytes, the payload has {payload_bytes}")
+    streams, parity = _streams(parts)
+    described = [(s.code.spec, f"{s.mask:016x}", s.unit_tiles, s.words, s.parity_bytes) for s in streams]
+    stated = [(s["code"], s["mask"], s["unit_tiles"], s["words"], s["parity"]) for s in record["streams"]]
+    if described != stated:
+        raise ContainerError(f"{name}: the streams in the metadata are not those that its parts make")
+    device = record["device"]
+    return ShardPlan(name, device, sources, tuple(parts), tuple(streams), offset, parity, beside)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def _check_part(part: Part, sources: Sequence[Source]) -> None:
+    if part.kind not in (HEADER, TENSOR, FILE):
+        raise ValueError(f"{part.kind!r} is no kind of part")
+    if part.offset + part.bytes > sources[part.source].bytes:
+        raise ValueError(f"{part.name!r} reaches beyond its source")
+    representation: Representation = representations.make(part.representation)
+    if not part.stored_bytes == representation.stored_bytes(part.dtype, part.bytes):
+        raise ValueError(f"{part.name!r} has {part.stored_bytes} stored bytes, which its representation does not make")
+    if len(part.mask) != representation.word_bits(part.dtype) or set(part.mask) - {"0", "1"}:
+        raise ValueError(f"{part.name!r} has a mask that does not fit its words")
