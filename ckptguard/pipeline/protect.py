@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,7 @@ import xxhash
 
 from ckptguard import codes, plan, representations
 from ckptguard.channels import make as make_channel
-from ckptguard.checkpoint.folder import Checkpoint, SourceFile, list_checkpoint
-from ckptguard.checkpoint.torch_file import TORCH_SUFFIXES, convert
+from ckptguard.checkpoint.folder import Checkpoint, SourceFile
 from ckptguard.codes.base import Words
 from ckptguard.container.shard_file import SUFFIX, ShardWriter
 from ckptguard.container.superblock import Superblock
@@ -27,6 +25,7 @@ from ckptguard.errors import CheckpointError, UsageError
 from ckptguard.files import atomic_folder, atomic_writer, read_exactly
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
+from ckptguard.pipeline.inputs import is_torch_file, open_checkpoint
 from ckptguard.pipeline.shard import Digests, make_info, pack_metadata
 from ckptguard.pipeline.units import gather_words, protected_digests, raw_digests, read_pieces
 from ckptguard.plan import FILES_CODE, Part, ShardPlan, Source, lay_out
@@ -112,7 +111,11 @@ def protect(
     """
     source = Path(source)
     with contextlib.ExitStack() as stack:
-        checkpoint, notes = _read_checkpoint(source, destination, select, sidecar, stack)
+        notes: list[str] = []
+        if sidecar and is_torch_file(source):
+            raise UsageError(f"{source}: a sidecar stands beside a safetensors file; `ckptguard convert` makes one")
+        scratch = Path(destination).parent if destination else None
+        checkpoint = stack.enter_context(open_checkpoint(source, select, notes, scratch))
         mask_set = _mask_set(masks, bits)
         device_map = devices if isinstance(devices, DeviceMap) else DeviceMap.load(Path(devices)) if devices else None
         jobs_to_do, warnings = _plan(
@@ -133,24 +136,6 @@ def protect(
         for i, job in enumerate(jobs_to_do)
     )
     return Protected(path, tuple(j.plan for j in jobs_to_do), final, (*notes, *warnings), losses)
-
-
-def _read_checkpoint(
-    source: Path, destination: Path | str | None, select: str | None, sidecar: bool, stack: contextlib.ExitStack
-) -> tuple[Checkpoint, list[str]]:
-    if source.is_dir() or source.suffix not in TORCH_SUFFIXES:
-        if select is not None:
-            raise UsageError(f"--select chooses a state dict in a torch file; {source} is none")
-        return list_checkpoint(source), []
-    if sidecar:
-        raise UsageError(
-            f"{source}: a sidecar stands beside a safetensors file; make one with `ckptguard convert` first"
-        )
-    base = Path(destination).parent if destination else source.parent
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=base, prefix=".ckptguard-")))
-    converted = folder / (source.stem + ".safetensors")
-    conversion = convert(source, converted, select)
-    return list_checkpoint(converted), list(conversion.notes)
 
 
 def _mask_set(masks: MaskSet | Path | str | None, bits: int | None) -> MaskSet:

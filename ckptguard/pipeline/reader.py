@@ -17,7 +17,15 @@ from ckptguard.pipeline import work
 from ckptguard.pipeline.reports import Report, Tally
 from ckptguard.pipeline.restore import from_stored, null_elements, refuse_losses
 from ckptguard.pipeline.shard import Shard
-from ckptguard.pipeline.units import Examined, State, examine, group_source_bytes, piece_slices, stored_group_bytes
+from ckptguard.pipeline.units import (
+    Examined,
+    PieceOutcome,
+    State,
+    examine,
+    group_source_bytes,
+    piece_slices,
+    stored_group_bytes,
+)
 from ckptguard.plan import Part
 from ckptguard.spec import suggestion
 
@@ -54,12 +62,14 @@ class Reader:
         self._seen: set[tuple[int, int, int]] = set()
         self._cache: OrderedDict[tuple[int, int, int], Examined] = OrderedDict()
         self._lock = threading.Lock()
-        self._places = {
-            part.name: (s, p)
-            for s, shard in enumerate(shards)
-            for p, part in enumerate(shard.plan.parts)
-            if part.kind == plan.TENSOR
-        }
+        self._places: dict[str, tuple[int, int]] = {}
+        for s, shard in enumerate(shards):
+            for p, part in enumerate(shard.plan.parts):
+                if part.kind == plan.TENSOR and self._places.setdefault(part.name, (s, p)) != (s, p):
+                    raise CheckpointError(
+                        f"the container holds several tensors named {part.name!r}, in different files; restore it "
+                        "and load the file you mean"
+                    )
 
     @property
     def report(self) -> Report:
@@ -122,9 +132,12 @@ class Reader:
         lost: Bytes | None = None
         for stream, unit in shard_plan.units_of_part(index, begin, end):
             examined = self._examine(shard, stream, unit)
-            for piece, where in zip(examined.unit.pieces, piece_slices(examined.unit), strict=True):
+            for piece, outcome, where in zip(
+                examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True
+            ):
                 if piece.part != index:
                     continue
+                self._refuse(outcome)
                 start = piece.offset - part.stored_offset
                 low, high = max(begin, start), min(end, start + piece.bytes)
                 if low >= high:
@@ -156,8 +169,10 @@ class Reader:
             if key not in self._seen:
                 self._seen.add(key)
                 self._tally.add(key[0], examined)
-            if self._on_error == "raise" and any(piece.state == State.LOST for piece in examined.pieces):
-                refuse_losses(self.report, 'load with on_error="raw" or "null" to go on without them')
+
+    def _refuse(self, piece: PieceOutcome) -> None:
+        if self._on_error == "raise" and piece.state == State.LOST:
+            refuse_losses(self.report, 'load with on_error="raw" or "null" to go on without them')
 
     def load(
         self,
@@ -186,10 +201,13 @@ class Reader:
                 return
             examined = examine(shard, key[1], key[2])
             self._count(key, examined)
-            for piece, where in zip(examined.unit.pieces, piece_slices(examined.unit), strict=True):
+            for piece, outcome, where in zip(
+                examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True
+            ):
                 part = shard.plan.parts[piece.part]
                 if part.kind != plan.TENSOR or part.representation != "native":
                     continue
+                self._refuse(outcome)
                 data = examined.bytes[where]
                 if self._on_error == "null" and examined.lost_bits is not None:
                     data = null_elements(part, piece, data, examined.lost_bits[where])

@@ -73,7 +73,7 @@ def restore(
 
 
 def refuse_losses(report: Report, consequence: str) -> None:
-    """Raise UncorrectableError, with the report attached, if protected bits are lost. `consequence` ends the message."""
+    """Raise UncorrectableError, the report attached, if protected bits are lost. `consequence` ends the message."""
     if report.lost:
         names = ", ".join(tensor.name for tensor in report.lost[:5])
         more = f" and {len(report.lost) - 5} more" if len(report.lost) > 5 else ""

@@ -1,0 +1,181 @@
+"""verify: what a container's model is worth: as the original, with the damage as read, and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptguard import representations
+from ckptguard.checkpoint.folder import Checkpoint
+from ckptguard.checkpoint.safetensors import TensorInfo
+from ckptguard.errors import MismatchError
+from ckptguard.evaluate.frameworks import framework_name, tensor_from_bytes
+from ckptguard.evaluate.user import Evaluator, evaluate, load_evaluator
+from ckptguard.evaluate.weights import WeightDifference
+from ckptguard.files import read_exactly
+from ckptguard.pipeline import work
+from ckptguard.pipeline.inputs import open_checkpoint
+from ckptguard.pipeline.reader import Reader
+from ckptguard.pipeline.reports import Report
+from ckptguard.pipeline.restore import from_stored
+from ckptguard.pipeline.shard import Shard, open_set
+from ckptguard.pipeline.units import group_source_bytes, stored_group_bytes
+from ckptguard.plan import Part
+
+VARIANTS = ("clean", "unprotected", "decoded")
+CHUNK_BYTES = 8 << 20
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass
+class Verification:
+    """What verify found.
+
+    Attributes:
+        report: of decoding.
+        weights: tensor -> variant (`unprotected`, `decoded`) -> differences from the original.
+        metrics: variant (`clean`, `unprotected`, `decoded`) -> metrics of the evaluator; empty without one.
+    """
+
+    report: Report
+    weights: dict[str, dict[str, WeightDifference]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A record for machines; non-finite metrics are given as text."""
+        weights = {
+            name: {kind: asdict(row) | {"mean_difference": row.mean_difference} for kind, row in rows.items()}
+            for name, rows in self.weights.items()
+        }
+        metrics = {
+            kind: {name: value if np.isfinite(value) else str(value) for name, value in values.items()}
+            for kind, values in self.metrics.items()
+        }
+        return {"report": self.report.to_json(), "weights": weights, "metrics": metrics}
+
+
+def verify(
+    path: Path | str,
+    against: Path | str,
+    *,
+    evaluator: str | Evaluator | None = None,
+    framework: str = "pt",
+    policy: str = "raw",
+    select: str | None = None,
+    jobs: int | None = None,
+    progress: work.Progress = work.silent,
+) -> Verification:
+    """Compare a (damaged) container with the checkpoint it was made from, in bits, values and, if asked, metrics.
+
+    Args:
+        against: the original checkpoint.
+        evaluator: `file.py:function` or the function; it gets a state dict of `framework` and returns metrics. It is
+            called on the original, on the payload as read without any decoding, and on the decoded payload.
+        framework: `pt` or `np`.
+        policy: for elements in uncorrectable codewords, as for `restore`.
+        select: which state dict, where the original is a torch file.
+
+    Raises:
+        MismatchError: the container holds other tensors than the original.
+    """
+    framework_name(framework)
+    function = load_evaluator(evaluator) if isinstance(evaluator, str) else evaluator
+    with open_set(path) as shards, open_checkpoint(Path(against), select) as checkpoint:
+        original = _Original(checkpoint)
+        reader = Reader(shards, policy)
+        original.refuse_other_tensors(reader.tensors)
+        result = Verification(reader.report)
+        for done, name in enumerate(reader.tensors):
+            result.weights[name] = _compare(name, shards, reader, original, policy)
+            progress("compare", done + 1, len(reader.tensors))
+        if function is not None:
+            for done, variant in enumerate(VARIANTS):
+                state = {}
+                for name, part in reader.tensors.items():
+                    data = _variant(variant, name, shards, reader, original)
+                    state[name] = tensor_from_bytes(framework, part.dtype, part.shape, data)
+                result.metrics[variant] = evaluate(function, state)
+                progress("evaluate", done + 1, len(VARIANTS))
+        return result
+
+
+class _Original:
+    """The tensors of the original checkpoint, by name."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._places: dict[str, tuple[Path, int, TensorInfo]] = {
+            tensor.name: (file.path, file.header.data_offset, tensor)
+            for file in checkpoint.files
+            if file.header is not None
+            for tensor in file.header.tensors
+        }
+
+    def refuse_other_tensors(self, tensors: Mapping[str, Part]) -> None:
+        """Raise MismatchError unless names, dtypes and shapes are the same."""
+        only = sorted(set(self._places) ^ set(tensors))
+        if only:
+            side = "the original" if only[0] in self._places else "the container"
+            raise MismatchError(f"{len(only)} tensors are in one of the two only: {only[0]!r} is in {side}")
+        for name, part in tensors.items():
+            tensor = self._places[name][2]
+            if (tensor.dtype, tensor.shape) != (part.dtype, part.shape):
+                raise MismatchError(
+                    f"{name!r} is {part.dtype.name} {list(part.shape)} in the container and "
+                    f"{tensor.dtype.name} {list(tensor.shape)} in the original"
+                )
+
+    def read(self, name: str, begin: int, end: int) -> Bytes:
+        """Bytes [begin, end) of a tensor; a fresh array."""
+        path, data_offset, tensor = self._places[name]
+        with path.open("rb") as file:
+            return np.frombuffer(read_exactly(file, data_offset + tensor.begin + begin, end - begin), np.uint8).copy()
+
+
+def _spans(part: Part) -> Iterator[tuple[int, int]]:
+    """(begin, end) of stored bytes, on borders of both groups and 64-bit words."""
+    group = stored_group_bytes(part) * 8
+    step = max(1, CHUNK_BYTES // group) * group
+    for begin in range(0, part.stored_bytes, step):
+        yield begin, min(begin + step, part.stored_bytes)
+
+
+def _compare(
+    name: str, shards: list[Shard], reader: Reader, original: _Original, policy: str
+) -> dict[str, WeightDifference]:
+    shard, index = reader.place(name)
+    part = reader.tensors[name]
+    magnitude = float(shards[shard].magnitudes[index])
+    representation = representations.make(part.representation)
+    rows = {"unprotected": WeightDifference(), "decoded": WeightDifference()}
+    for begin, end in _spans(part):
+        first = group_source_bytes(part, 0, begin)
+        source = original.read(name, first, first + group_source_bytes(part, begin, end))
+        expected, _ = representation.store(part.dtype, source, magnitude)
+        stored = reader.stored(shard, index, begin, end)
+        for kind, data, lost in (
+            ("unprotected", stored.read, None),
+            ("decoded", stored.decoded, stored.lost_bits if policy == "null" else None),
+        ):
+            rows[kind].add_bits(part.selection, expected, data, begin // 8)
+            values = from_stored(part, data, begin, magnitude, lost)
+            rows[kind].add_values(part.dtype, source, values)
+    return rows
+
+
+def _variant(variant: str, name: str, shards: list[Shard], reader: Reader, original: _Original) -> Bytes:
+    part = reader.tensors[name]
+    if variant == "clean":
+        return original.read(name, 0, part.bytes)
+    if variant == "decoded":
+        return reader.elements(name, 0, part.bytes)
+    shard, index = reader.place(name)
+    stored = reader.stored(shard, index, 0, part.stored_bytes)
+    return from_stored(part, stored.read, 0, float(shards[shard].magnitudes[index]), None)
+
+
