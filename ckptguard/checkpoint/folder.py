@@ -151,28 +151,25 @@ def _refuse_without_tensors(root: Path, files: list[SourceFile]) -> None:
 def _check_index(index: SourceFile, files: dict[str, SourceFile]) -> None:
     """Hold the weight map of an index against the headers of the files it names, in both directions."""
     folder = PurePosixPath(index.name).parent
-    weight_map = _weight_map(index)
-    for shard in sorted(set(weight_map.values())):
-        name = str(folder / shard)
-        file = files.get(name)
-        if file is None or file.header is None:
-            count = sum(found == shard for found in weight_map.values())
+    placed: dict[str, set[str]] = {}
+    for tensor, shard in _weight_map(index).items():
+        placed.setdefault(shard, set()).add(tensor)
+    headers = {shard: file.header for shard in placed if (file := files.get(str(folder / shard))) and file.header}
+    for shard, names in placed.items():
+        if shard not in headers:
             raise CheckpointError(
-                f"{index.path}: places {count} tensors in {shard!r}, which is not there as a {SUFFIX} file; "
+                f"{index.path}: places {_listed(sorted(names))} in {shard!r}, which is not there as a {SUFFIX} file; "
                 "the checkpoint is incomplete, get the missing file"
             )
-        held = {tensor.name for tensor in file.header.tensors}
-        placed = {tensor for tensor, found in weight_map.items() if found == shard}
-        if placed - held:
-            raise CheckpointError(
-                f"{index.path}: places {_listed(sorted(placed - held))} in {shard!r}, which does not hold them; "
-                "index and shards are of different checkpoints or versions"
+    for shard, names in placed.items():
+        held = {tensor.name for tensor in headers[shard].tensors}
+        if names != held:
+            what = (
+                f"places {_listed(sorted(names - held))} in {shard!r}, which does not hold them"
+                if names - held
+                else f"does not place {_listed(sorted(held - names))} in {shard!r}, which holds them"
             )
-        if held - placed:
-            raise CheckpointError(
-                f"{index.path}: does not place {_listed(sorted(held - placed))} in {shard!r}, which holds them; "
-                "index and shards are of different checkpoints or versions"
-            )
+            raise CheckpointError(f"{index.path}: {what}; index and shards are of different checkpoints or versions")
 
 
 def _weight_map(index: SourceFile) -> dict[str, str]:
