@@ -1,23 +1,30 @@
 """Codes whose codewords lie side by side, bit by bit, in lanes.
 
-Flat order of a unit's protected bits: tile by tile; within a tile, protected bit position by position (least significant
-first); within a position, word by word (512 words in a full tile, fewer in the last tile of a stream). With B such bits
-and C codewords, message bit i of codeword c is flat bit c + C*i (zero where that is beyond B), i = 0 .. ceil(B/C) - 1.
-A full unit has C a multiple of 512, so that consecutive words belong to different codewords; a shorter unit has
-C = ceil(B / k), the fewest codewords that hold it. Parity is stored in the same order: parity bit i of codeword c is bit
-c + C*i of the unit's parity, bit b of it being bit b % 8 (least significant = 0) of byte b // 8.
+Flat order of a unit's protected bits: tile by tile; within a tile, protected bit position by position (least
+significant first); within a position, word by word (512 words in a full tile, fewer in the last tile of a stream). With
+B such bits and C codewords, message bit i of codeword c is flat bit c + C*i (zero where that is beyond B),
+i = 0 .. ceil(B/C) - 1. A full unit has C a multiple of 512, so that consecutive words belong to different codewords; a
+shorter unit has C = ceil(B / k), the fewest codewords that hold it. Parity is stored in the same order: parity bit i of
+codeword c is bit c + C*i of the unit's parity, bit b of it being bit b % 8 (least significant = 0) of byte b // 8.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.codes.base import Code
+from ckptguard.codes.base import TILE_WORDS, Bytes, Code, Decoded, UnitLayout, Words
+from ckptguard.errors import UsageError
 
 Rows = npt.NDArray[np.uint64]
+
+_LEAST_CHOICE = 64  # unit sizes up to so many tiles are always weighed, however short the code
+_FINE = 256  # a unit that wastes at most 1/256 of its bits is good enough
 
 
 class LaneCode(Code):
@@ -39,3 +46,237 @@ class LaneCode(Code):
     @abstractmethod
     def decode_rows(self, message: Rows, parity: Rows) -> npt.NDArray[np.int32]:
         """Correct both in place; (64 * lane_words,) flips per lane, -1 = uncorrectable."""
+
+    def unit_tiles(self, planes: int) -> int:
+        """The fewest tiles whose protected bits fill whole groups of 512 codewords but for 1/256 of padding.
+
+        With P planes: the smallest T in 1 .. max(64, k // P) for which ceil(P * T / k) groups are padded by at most
+        P * T / 256 planes; where there is none, the T of least relative padding (the smallest among equals).
+        """
+        _require(1 <= planes <= 64, f"a word has 1 to 64 protected bits, not {planes}")
+        return _unit_tiles(self.k, planes)
+
+    def unit_layout(self, words: int, planes: int) -> UnitLayout:
+        """512 codewords per group of a full unit; the fewest codewords that hold a shorter one."""
+        cut = self._cut(words, planes)
+        return UnitLayout(
+            codewords=cut.codewords,
+            message_bits=cut.message_bits,
+            parity_bits=self.n - self.k,
+            parity_bytes=8 * _words_of(cut.codewords * (self.n - self.k)),
+        )
+
+    def encode(self, words: Words, mask: int) -> Bytes:
+        """Parity of a unit: (parity_bytes,) uint8; bits behind the last codeword's parity are zero."""
+        cut = self._cut_of(words, mask)
+        message = _rows_of(_gather(words, mask, cut), cut)
+        return _pack(self.encode_rows(message), cut.codewords).view(np.uint8)
+
+    def check(self, words: Words, mask: int, parity: Bytes) -> npt.NDArray[np.bool_]:
+        """(codewords,) True where what was read is not a codeword. Nothing is changed."""
+        cut = self._cut_of(words, mask)
+        message = _rows_of(_gather(words, mask, cut), cut)
+        dirty = self.check_rows(message, self._parity_rows(parity, cut))
+        return _lanes(dirty, cut.codewords)
+
+    def decode(self, words: Words, mask: int, parity: Bytes) -> Decoded:
+        """Correct `words` (masked bits only) and `parity` in place, codeword by codeword; say what was done.
+
+        A codeword whose correction would reach into the padding is uncorrectable. Bits behind the last codeword's
+        parity are set to zero.
+        """
+        cut = self._cut_of(words, mask)
+        message = _rows_of(_gather(words, mask, cut), cut)
+        parity_rows = self._parity_rows(parity, cut)
+        read, parity_read = message.copy(), parity_rows.copy()
+        flips = self.decode_rows(message, parity_rows)[: cut.codewords]
+        if flips.any():
+            message ^= read
+            padding = cut.padding_lanes()
+            if padding is not None and (message[-1] & padding).any():
+                wrong = message[-1] & padding
+                message &= ~wrong
+                parity_rows ^= (parity_rows ^ parity_read) & wrong
+                flips[_lanes(wrong, cut.codewords)] = -1
+            _scatter(_flat_of(message, cut), mask, words, cut)
+        parity[:] = _pack(parity_rows, cut.codewords).view(np.uint8)
+        return Decoded(flips)
+
+    def cover(self, codewords: npt.NDArray[np.bool_], words: int, mask: int) -> Words:
+        """(words,) uint64 with every protected bit set that belongs to one of the chosen codewords."""
+        cut = self._cut(words, _planes(mask))
+        if codewords.shape != (cut.codewords,):
+            raise UsageError(f"the unit has {cut.codewords} codewords, the choice has shape {codewords.shape}")
+        chosen = np.zeros(8 * cut.lane_words, np.uint8)
+        packed = np.packbits(codewords, bitorder="little")
+        chosen[: packed.size] = packed
+        message = np.tile(chosen.view(np.uint64), (cut.message_bits, 1))
+        padding = cut.padding_lanes()
+        if padding is not None:
+            message[-1] &= ~padding
+        result = np.zeros(words, np.uint64)
+        _scatter(_flat_of(message, cut), mask, result, cut)
+        return result
+
+    def _cut(self, words: int, planes: int) -> _Cut:
+        full = TILE_WORDS * self.unit_tiles(planes)
+        _require(0 <= words <= full, f"a unit of {self.spec} with {planes} planes has 0 to {full} words, not {words}")
+        bits = words * planes
+        codewords = TILE_WORDS * -(-bits // (TILE_WORDS * self.k)) if words == full else -(-bits // self.k)
+        return _Cut(words, planes, codewords, words == full)
+
+    def _cut_of(self, words: Words, mask: int) -> _Cut:
+        if words.dtype != np.uint64 or words.ndim != 1 or not words.flags.c_contiguous:
+            raise UsageError(f"words are a contiguous row of uint64, not {words.dtype} of shape {words.shape}")
+        return self._cut(words.size, _planes(mask))
+
+    def _parity_rows(self, parity: Bytes, cut: _Cut) -> Rows:
+        bits = cut.codewords * (self.n - self.k)
+        if parity.dtype != np.uint8 or parity.shape != (8 * _words_of(bits),):
+            raise UsageError(
+                f"the unit has {8 * _words_of(bits)} bytes of parity, not {parity.dtype} of shape {parity.shape}"
+            )
+        flat = np.array(parity, order="C").view(np.uint64)
+        return _sliced(flat, bits, cut.codewords, self.n - self.k, cut.lane_words)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How the flat bits of one unit become rows.
+
+    Attributes:
+        words, planes: what the unit holds.
+        codewords: C of the flat order.
+        full: True where the planes themselves, put together, are the rows.
+    """
+
+    words: int
+    planes: int
+    codewords: int
+    full: bool
+
+    @property
+    def bits(self) -> int:
+        return self.words * self.planes
+
+    @property
+    def message_bits(self) -> int:
+        return -(-self.bits // self.codewords) if self.codewords else 0
+
+    @property
+    def lane_words(self) -> int:
+        return 8 * -(-self.codewords // 512)
+
+    def padding_lanes(self) -> Rows | None:
+        """(lane_words,) uint64, the codewords whose last message bit is padding; None where none is."""
+        short = self.message_bits * self.codewords - self.bits
+        if not short:
+            return None
+        lanes = np.zeros(64 * self.lane_words, np.bool_)
+        lanes[self.codewords - short : self.codewords] = True
+        return np.packbits(lanes, bitorder="little").view(np.uint64)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UsageError(message)
+
+
+def _planes(mask: int) -> int:
+    _require(0 < mask < 1 << 64, f"a mask has 1 to 64 of the bits 0..63 set, not {mask:#x}")
+    return mask.bit_count()
+
+
+def _words_of(bits: int) -> int:
+    return -(-bits // 64)
+
+
+@lru_cache(maxsize=1024)
+def _unit_tiles(k: int, planes: int) -> int:
+    best, least = 1, Fraction(-(-planes // k), 1)
+    for tiles in range(1, max(_LEAST_CHOICE, k // planes) + 1):
+        groups = -(-planes * tiles // k)
+        if (groups * k - planes * tiles) * _FINE <= planes * tiles:
+            return tiles
+        share = Fraction(groups, tiles)
+        if share < least:
+            best, least = tiles, share
+    return best
+
+
+def _gather(words: Words, mask: int, cut: _Cut) -> npt.NDArray[np.uint64]:
+    """The unit's flat bits, with zero words behind them up to a whole number of rows."""
+    from ckptguard.kernels import planes
+
+    whole = cut.words - cut.words % TILE_WORDS
+    size = cut.message_bits * cut.lane_words if cut.full else _words_of(cut.bits)
+    flat = np.zeros(size, np.uint64)
+    at = whole // 64 * cut.planes
+    planes.gather_tiles(words[:whole], np.uint64(mask), flat[:at])
+    rest = cut.words - whole
+    if rest:
+        tile = np.zeros(TILE_WORDS, np.uint64)
+        tile[:rest] = words[whole:]
+        rows = np.empty((cut.planes, 8), np.uint64)
+        planes.gather_tiles(tile, np.uint64(mask), rows.reshape(-1))
+        planes.join_rows(rows, rest * cut.planes, rest, flat[at:])
+    return flat
+
+
+def _scatter(flat: npt.NDArray[np.uint64], mask: int, words: Words, cut: _Cut) -> None:
+    """XOR the unit's flat bits into the masked bits of `words`."""
+    from ckptguard.kernels import planes
+
+    whole = cut.words - cut.words % TILE_WORDS
+    at = whole // 64 * cut.planes
+    planes.scatter_tiles(flat[:at], np.uint64(mask), words[:whole])
+    rest = cut.words - whole
+    if rest:
+        rows = np.empty((cut.planes, 8), np.uint64)
+        planes.slice_rows(flat[at:], rest * cut.planes, rest, rows)
+        tile = np.zeros(TILE_WORDS, np.uint64)
+        planes.scatter_tiles(rows.reshape(-1), np.uint64(mask), tile)
+        words[whole:] ^= tile[:rest]
+
+
+def _rows_of(flat: npt.NDArray[np.uint64], cut: _Cut) -> Rows:
+    """Message rows of the flat bits; for a full unit a view of them."""
+    if cut.full:
+        return flat.reshape(cut.message_bits, cut.lane_words)
+    return _sliced(flat, cut.bits, cut.codewords, cut.message_bits, cut.lane_words)
+
+
+def _flat_of(message: Rows, cut: _Cut) -> npt.NDArray[np.uint64]:
+    """The flat bits of message rows; for a full unit a view of them."""
+    return message.reshape(-1) if cut.full else _joined(message, cut.bits, cut.codewords)
+
+
+def _sliced(flat: npt.NDArray[np.uint64], bits: int, lanes: int, rows: int, lane_words: int) -> Rows:
+    from ckptguard.kernels import planes
+
+    if lanes == 64 * lane_words and bits == rows * lanes:
+        return flat.reshape(rows, lane_words)
+    result = np.zeros((rows, lane_words), np.uint64)
+    planes.slice_rows(flat, bits, lanes, result)
+    return result
+
+
+def _joined(rows: Rows, bits: int, lanes: int) -> npt.NDArray[np.uint64]:
+    from ckptguard.kernels import planes
+
+    if lanes == 64 * rows.shape[1] and bits == rows.shape[0] * lanes:
+        return rows.reshape(-1)
+    flat = np.empty(_words_of(bits), np.uint64)
+    planes.join_rows(rows, bits, lanes, flat)
+    return flat
+
+
+def _pack(parity: Rows, lanes: int) -> npt.NDArray[np.uint64]:
+    """Parity rows as stored: bit i of codeword c is bit c + lanes * i."""
+    return _joined(np.ascontiguousarray(parity), parity.shape[0] * lanes, lanes)
+
+
+def _lanes(rows: Rows, codewords: int) -> npt.NDArray[np.bool_]:
+    """(codewords,) bool of one row of lanes."""
+    bits = np.unpackbits(rows.view(np.uint8), count=codewords, bitorder="little")
+    return bits.view(np.bool_)

@@ -1,0 +1,156 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ckptguard.errors import CheckpointError, CkptGuardError, UsageError
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """Give a binary file, readable and writable, that becomes `path` when the block ends without an exception.
+
+    The bytes go to a hidden temporary file beside the target, reach the disk, and only then take its name. On any
+    exception, KeyboardInterrupt included, the temporary is removed and the target is as it was.
+
+    Args:
+        path: the target; with `overwrite` it keeps its permissions, and a symbolic link is replaced, not followed.
+        overwrite: whether an existing file may be replaced.
+    Raises:
+        UsageError: the folder does not exist, or the target exists and may not be replaced.
+    """
+    target = Path(path)
+    _check_target(target, overwrite, folder=False)
+    temporary = _temporary(target)
+    try:
+        with temporary.open("x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _take_name(temporary, target, overwrite)
+        _sync_folder(target.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder that becomes `path`, with all that was put in, when the block ends without an exception.
+
+    With `overwrite` an existing folder is moved aside first and deleted last. A system cannot exchange two folders in
+    one step everywhere, so a crash between the two renames leaves the old one under a hidden name beside the target.
+
+    Raises:
+        UsageError: the folder above does not exist, or the target exists and may not be replaced.
+    """
+    target = Path(path)
+    _check_target(target, overwrite, folder=True)
+    temporary = _temporary(target)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _sync_tree(temporary)
+        _check_target(target, overwrite, folder=True)
+        _move_folder(temporary, target)
+        _sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_exactly(file: BinaryIO, offset: int, size: int, error: type[CkptGuardError] = CheckpointError) -> bytes:
+    """`size` bytes from `offset` on, never fewer.
+
+    Raises:
+        error: the file ends before them; the message names the file and how many bytes are missing.
+    """
+    file.seek(offset)
+    parts: list[bytes] = []
+    missing = size
+    while missing > 0:
+        part = file.read(missing)
+        if not part:
+            name = getattr(file, "name", "the file")
+            raise error(
+                f"{name}: ends at byte {offset + size - missing}, {missing} bytes before the end of what was expected "
+                f"({size} bytes from byte {offset} on); the file is truncated, get it again or from a backup"
+            )
+        parts.append(part)
+        missing -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tmp{secrets.token_hex(4)}")
+
+
+def _check_target(target: Path, overwrite: bool, folder: bool) -> None:
+    if not target.name:
+        raise UsageError(f"{target}: has no name that could be written; name a {'folder' if folder else 'file'}")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target}: the folder {target.parent} does not exist; create it first")
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise UsageError(f"{target}: exists already and is not replaced unasked; remove it or choose another name")
+    if target.is_dir() != folder:
+        found, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise UsageError(f"{target}: is {found} and cannot be replaced by {wanted}; choose another name")
+
+
+def _take_name(temporary: Path, target: Path, overwrite: bool) -> None:
+    """Rename; without `overwrite` by a hard link where there are some, as only that refuses a name taken meanwhile."""
+    if overwrite:
+        if target.is_file():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+        return
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        _check_target(target, overwrite, folder=False)
+    except OSError:
+        _check_target(target, overwrite, folder=False)
+        temporary.replace(target)
+    else:
+        temporary.unlink()
+
+
+def _move_folder(temporary: Path, target: Path) -> None:
+    if not os.path.lexists(target):
+        temporary.rename(target)
+        return
+    aside = _temporary(target)
+    target.rename(aside)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside)
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            file = Path(folder, name)
+            if file.is_file() and not file.is_symlink():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        _sync_folder(Path(folder))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
