@@ -10,7 +10,7 @@ digests and of reports.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,8 @@ probability 1 - 1e-15 per codeword."""
 
 HEADER, TENSOR, FILE = "header", "tensor", "file"
 
+RawHeader = bytes
+
 
 @dataclass(frozen=True)
 class Source:
@@ -42,7 +44,7 @@ class Source:
 
     name: str
     bytes: int
-    header: bytes = b""
+    header: RawHeader = b""
 
 
 @dataclass(frozen=True)
@@ -285,9 +287,7 @@ class ShardPlan:
     def _places(self) -> dict[int, tuple[int, int]]:
         """Part index -> (stream, place in it)."""
         return {
-            part: (index, place)
-            for index, stream in enumerate(self.streams)
-            for place, part in enumerate(stream.parts)
+            part: (index, place) for index, stream in enumerate(self.streams) for place, part in enumerate(stream.parts)
         }
 
     def all_units(self) -> list[tuple[int, int]]:
@@ -307,9 +307,7 @@ class ShardPlan:
     @property
     def nominal_parity(self) -> float:
         """Parity bits of its tensors as the papers count them: protected bits times (n - k) / k."""
-        return sum(
-            part.protected_bits * codes.make(part.code).redundancy for part in self.parts if part.kind == TENSOR
-        )
+        return sum(part.protected_bits * codes.make(part.code).redundancy for part in self.parts if part.kind == TENSOR)
 
     def to_json(self) -> dict[str, Any]:
         """The record that goes into the metadata; headers are kept in a section of their own."""
@@ -394,16 +392,11 @@ def lay_out(
     placed: list[Part] = []
     offset = 0
     for part in parts:
-        placed.append(_replace(part, stored_offset=offset))
+        placed.append(replace(part, stored_offset=offset))
         offset += part.stored_bytes
     placed = _resolve_auto(placed, bit_error_rate, target)
     streams, parity = _streams(placed)
     return ShardPlan(name, device, tuple(sources), tuple(placed), tuple(streams), offset, parity, beside)
-
-
-def _replace(part: Part, **changes: Any) -> Part:
-    values = {name: getattr(part, name) for name in Part.__dataclass_fields__}
-    return Part(**(values | changes))
 
 
 def _stream_key(part: Part) -> tuple[str, int]:
@@ -443,9 +436,7 @@ def _stream(
         parity_bytes = full * code.unit_layout(unit_words, planes).parity_bytes if full else 0
         parity_bytes += code.unit_layout(rest, planes).parity_bytes if rest else 0
     indices = tuple(index for index, _ in parts)
-    return Stream(
-        code, mask, unit_tiles, indices, words, parity, parity_bytes, first_piece, first_digest, starts, cuts
-    )
+    return Stream(code, mask, unit_tiles, indices, words, parity, parity_bytes, first_piece, first_digest, starts, cuts)
 
 
 def _resolve_auto(parts: Sequence[Part], bit_error_rate: float | None, target: float | None) -> list[Part]:
@@ -456,7 +447,7 @@ def _resolve_auto(parts: Sequence[Part], bit_error_rate: float | None, target: f
         if bit_error_rate is None:
             raise SpecError("--code auto needs the device's error rate; name a device (--devices, --device) or a code")
         chosen = _smallest_code(spec, [p for p in parts if p.code == spec], bit_error_rate, target or 1e-9)
-        result = [_replace(part, code=chosen) if part.code == spec else part for part in result]
+        result = [replace(part, code=chosen) if part.code == spec else part for part in result]
     return result
 
 
@@ -489,7 +480,7 @@ def _smallest_code(spec: str, parts: Sequence[Part], bit_error_rate: float, targ
 def _failure(spec: str, parts: Sequence[Part], bit_error_rate: float) -> float:
     """Expected number of codewords of the parts that fail, which bounds the probability that any does."""
     total = 0.0
-    streams, _ = _streams([_replace(part, code=spec) for part in parts])
+    streams, _ = _streams([replace(part, code=spec) for part in parts])
     for stream in streams:
         if not stream.planes:
             continue

@@ -40,7 +40,7 @@ class Channel(ABC):
     @property
     @abstractmethod
     def bit_error_rate(self) -> float:
-        """Probability that a stored bit is read flipped, averaged over position, the worse of 0 and 1 where they differ."""
+        """Probability that a stored bit is read flipped, over all positions; the worse of 0 and 1 where they differ."""
 
     @abstractmethod
     def corrupt(self, data: npt.NDArray[np.uint8], first_block: int, key: NoiseKey) -> None:

@@ -86,7 +86,7 @@ class Code(ABC):
 
     @abstractmethod
     def unit_layout(self, words: int, planes: int) -> UnitLayout:
-        """The layout of a unit of `words` words (at most `unit_tiles(planes) * 512`) with `planes` protected bits each."""
+        """Layout of a unit of `words` words (at most `unit_tiles(planes) * 512`) with `planes` protected bits each."""
 
     @abstractmethod
     def encode(self, words: Words, mask: int) -> Bytes:
@@ -102,7 +102,7 @@ class Code(ABC):
 
     @abstractmethod
     def cover(self, codewords: npt.NDArray[np.bool_], words: int, mask: int) -> Words:
-        """(words,) uint64 with every protected bit set that belongs to one of the chosen `codewords` (bool per codeword)."""
+        """(words,) uint64, every protected bit set that belongs to a chosen one of the `codewords` (bool for each)."""
 
     @abstractmethod
     def failure_probability(self, bit_error_rate: float, codeword_bits: int) -> float:

@@ -1,8 +1,8 @@
 """Armour: the code under which superblock and metadata outlive the data they describe.
 
-64 bytes become a 128-byte codeword of the binary primitive BCH code (1023, 513), t = 57, shortened by one bit, its parity
-(510 bits) followed by two zero bits. At a bit error rate of 1e-2 such a word fails with probability below 1e-25, at 2e-2
-below 1e-10. The codewords of one area are interleaved byte by byte, so that a burst spreads over all of them.
+64 bytes become a 128-byte codeword of the binary primitive BCH code (1023, 513), t = 57, shortened by one bit, its
+parity (510 bits) followed by two zero bits. At a bit error rate of 1e-2 such a word fails with probability 2e-25, at
+2e-2 with 4e-12. The codewords of one area are interleaved byte by byte, so that a burst spreads over all of them.
 """
 
 from __future__ import annotations

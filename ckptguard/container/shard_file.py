@@ -168,9 +168,7 @@ class ShardFile:
             read = _read(self._descriptor, position, len(image))
             flipped += int(np.bitwise_count(read ^ np.frombuffer(image, np.uint8)).sum())
             stored += 8 * len(image)
-        tail = _read(
-            self._descriptor, self.superblock.file_bytes - CODEWORD_BYTES - self.missing_front, CODEWORD_BYTES
-        )
+        tail = _read(self._descriptor, self.superblock.file_bytes - CODEWORD_BYTES - self.missing_front, CODEWORD_BYTES)
         return MetadataDamage(self.head_superblock, _decode_superblock(tail.tobytes()) is not None, flipped, stored)
 
 
@@ -210,7 +208,7 @@ def payload_beside(sidecar: Path) -> Path:
 
 def write_at(descriptor: int, offset: int, data: bytes | Bytes) -> None:
     """Write all of `data` at `offset`."""
-    view = memoryview(data).cast("B")
+    view = (data.data if isinstance(data, np.ndarray) else memoryview(data)).cast("B")
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
@@ -229,7 +227,7 @@ def _read(descriptor: int, position: int, size: int) -> Bytes:
     """(size,) bytes from `position`; whatever lies outside the file reads as zero."""
     data = np.zeros(size, np.uint8)
     start = min(max(0, -position), size)
-    view = memoryview(data)[start:]
+    view = data.data[start:]
     position += start
     while view:
         count = os.preadv(descriptor, [view], position)
@@ -309,5 +307,3 @@ def _read_metadata(path: Path, descriptor: int, superblock: Superblock, missing_
 
 def _matches(metadata: bytes, superblock: Superblock) -> bool:
     return xxhash.xxh3_64_intdigest(metadata) == superblock.metadata_digest
-
-

@@ -72,8 +72,6 @@ class WeightDifference:
 
 
 def _protected_bits(selection: Selection, words: int, first_word: int) -> npt.NDArray[np.uint64]:
-    pattern = np.array(
-        [selection.mask if selection.keep >> i & 1 else 0 for i in range(selection.period)], np.uint64
-    )
+    pattern = np.array([selection.mask if selection.keep >> i & 1 else 0 for i in range(selection.period)], np.uint64)
     result: npt.NDArray[np.uint64] = pattern[(np.arange(words) + first_word) % selection.period]
     return result

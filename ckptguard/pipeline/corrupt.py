@@ -157,6 +157,7 @@ def _files_of(shard: Shard, index: int) -> list[_Stored]:
         ("metadata", block.metadata_stored),
         ("superblock", CODEWORD_BYTES),
     )
+    regions: tuple[tuple[str, int], ...]
     if block.beside:
         regions = (*front, ("padding", block.parity_offset - used), *back)
         return [
@@ -210,8 +211,8 @@ def _corrupt_file(
             task, offsets, jobs=jobs, step=f"corrupt {one.name}", total=total, progress=progress
         ):
             regions = np.searchsorted(ends, where, "right")
-            np.add.at(counts, (regions, 0), np.bitwise_count(after & ~before))
-            np.add.at(counts, (regions, 1), np.bitwise_count(before & ~after))
+            for column, flips in enumerate((after & ~before, before & ~after)):
+                counts[:, column] += np.bincount(regions, np.bitwise_count(flips), len(counts)).astype(np.int64)
             _note_positions(row, where, before ^ after)
     row.bits = 8 * size
     row.rises, row.falls = (int(total) for total in counts.sum(axis=0))

@@ -66,7 +66,7 @@ class Summary:
     Attributes:
         protected_fraction: protected bits over the bits that represent the weights.
         redundancy: the papers' r, protected bits times (n - k) / k over the bits that represent the weights.
-        stored_redundancy: parity bits really stored for tensors, over the same; padding and short last codewords counted.
+        stored_redundancy: parity bits really stored for tensors, over the same; padding and short codewords counted.
         original_bytes: of all files of the checkpoint.
         stored_bytes: of all files of the container (and the files it stands beside).
         overhead: stored_bytes / original_bytes - 1.
@@ -96,7 +96,8 @@ class Summary:
 def inspect(path: Path | str) -> Summary:
     """Describe a container from its metadata alone. Raises as `open_set`."""
     with open_set(path) as shards:
-        summaries, tensors = [], []
+        summaries: list[ShardSummary] = []
+        tensors: list[TensorSummary] = []
         for shard in shards:
             block = shard.file.superblock
             summaries.append(

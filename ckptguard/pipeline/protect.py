@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import xxhash
 from ckptguard import codes, plan, representations
 from ckptguard.channels import make as make_channel
 from ckptguard.checkpoint.folder import Checkpoint, SourceFile
+from ckptguard.checkpoint.safetensors import Header, TensorInfo
 from ckptguard.codes.base import Words
 from ckptguard.container.shard_file import SUFFIX, ShardWriter
 from ckptguard.container.superblock import Superblock
@@ -23,7 +25,7 @@ from ckptguard.devices import Device, DeviceMap
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import CheckpointError, UsageError
 from ckptguard.files import atomic_folder, atomic_writer, read_exactly
-from ckptguard.masks import MaskSet
+from ckptguard.masks import MaskSet, TensorMask
 from ckptguard.pipeline import work
 from ckptguard.pipeline.inputs import is_torch_file, open_checkpoint
 from ckptguard.pipeline.shard import Digests, make_info, pack_metadata
@@ -126,7 +128,7 @@ def protect(
         settings = {
             "code": code,
             "representation": representation,
-            "masks": mask_set.to_json(),
+            "masks": json.loads(mask_set.to_json()),
             "target": target if code.startswith("auto") else None,
         }
         info = make_info([job.plan.name for job in jobs_to_do], source.is_dir(), settings)
@@ -163,25 +165,28 @@ def _plan(
         codes.make(code)
     if sidecar and representation != "native":
         raise UsageError("a sidecar leaves the checkpoint as it is; it cannot have another representation")
-    chosen = _representations(checkpoint, representation)
-    names = [
-        (tensor.name, representations.make(chosen[file.name, tensor.name]).word_bits(tensor.dtype))
+    wanted = representations.make(representation)
+    tensors = [
+        (file.name, tensor, wanted.spec if wanted.applies(tensor.dtype) else "native")
         for file in checkpoint.files
         if file.header is not None
         for tensor in file.header.tensors
     ]
-    if not names:
+    if not tensors:
         raise CheckpointError(f"{title}: holds no tensors, there is nothing to protect")
-    resolution = mask_set.resolve(names)
+    resolution = mask_set.resolve([(t.name, representations.make(spec).word_bits(t.dtype)) for _, t, spec in tensors])
+    parts: dict[str, list[Part]] = {}
+    for (file_name, tensor, spec), mask in zip(tensors, resolution.tensors, strict=True):
+        parts.setdefault(file_name, []).append(_tensor_part(tensor, spec, mask, code))
     shards: list[_Job] = []
     for file in checkpoint.files:
         if file.header is not None:
-            shards += _tensor_shards(file, chosen, resolution.tensors, code, device_map, target, sidecar)
+            shards += _tensor_shards(file, file.header, parts.get(file.name, []), device_map, target, sidecar)
     auxiliary = [file for file in checkpoint.files if file.header is None]
     if auxiliary:
         shards.append(_files_shard(auxiliary, device_map))
     _check_names([job.plan.name for job in shards], sidecar, checkpoint)
-    return shards, list(resolution.warnings)
+    return shards, [str(pattern) for pattern in resolution.unused]
 
 
 def _check_names(names: Sequence[str], sidecar: bool, checkpoint: Checkpoint) -> None:
@@ -193,80 +198,57 @@ def _check_names(names: Sequence[str], sidecar: bool, checkpoint: Checkpoint) ->
         raise UsageError(f"two shard files would be named {doubled[0]!r}; rename a file or a device")
 
 
-def _representations(checkpoint: Checkpoint, spec: str) -> dict[tuple[str, str], str]:
-    wanted = representations.make(spec)
-    return {
-        (file.name, tensor.name): wanted.spec if wanted.applies(tensor.dtype) else "native"
-        for file in checkpoint.files
-        if file.header is not None
-        for tensor in file.header.tensors
-    }
+def _tensor_part(tensor: TensorInfo, spec: str, mask: TensorMask, code: str) -> Part:
+    """A tensor as a part; its offset is still that in the data section."""
+    size = tensor.end - tensor.begin
+    stored = representations.make(spec).stored_bytes(tensor.dtype, size)
+    chosen = (mask.code or code) if mask.protected_bits else "none"
+    return Part(
+        0, plan.TENSOR, tensor.name, tensor.dtype, tensor.shape, tensor.begin, size, 0, stored, spec, mask.mask, chosen
+    )
 
 
 def _tensor_shards(
     file: SourceFile,
-    chosen: dict[tuple[str, str], str],
-    masks: dict[str, Any],
-    code: str,
+    header: Header,
+    parts: Sequence[Part],
     device_map: DeviceMap | None,
     target: float,
     sidecar: bool,
 ) -> list[_Job]:
-    assert file.header is not None
-    header = file.header
+    """One shard for every device that tensors of a file lie on."""
     source = Source(file.name, file.bytes, header.raw)
     by_device: dict[str | None, list[Part]] = {}
     devices: dict[str | None, Device] = {}
-    for tensor in header.tensors:
-        device = device_map.assign(tensor.name) if device_map else None
+    for part in parts:
+        device = device_map.assign(part.name) if device_map else None
         key = device.name if device else None
         if device:
             devices[key] = device
-        spec = chosen[file.name, tensor.name]
-        mask = masks[tensor.name].mask
-        size = tensor.end - tensor.begin
-        by_device.setdefault(key, []).append(
-            Part(
-                0,
-                plan.TENSOR,
-                tensor.name,
-                tensor.dtype,
-                tensor.shape,
-                header.data_offset + tensor.begin,
-                size,
-                0,
-                representations.make(spec).stored_bytes(tensor.dtype, size),
-                spec,
-                mask,
-                (masks[tensor.name].code or code) if "1" in mask else "none",
-            )
-        )
+        by_device.setdefault(key, []).append(replace(part, offset=header.data_offset + part.offset))
     if sidecar and len(by_device) > 1:
         raise UsageError(
             f"{file.name}: a sidecar needs the whole file on one device, the device map spreads it over "
             f"{', '.join(sorted(map(str, by_device)))}"
         )
-    if not by_device:
-        by_device[None] = []
     jobs = []
-    stem = file.name.removesuffix(".safetensors").replace("/", "__")
-    for key, parts in by_device.items():
-        if len(by_device) == 1 and all(part.representation == "native" for part in parts):
-            parts = [_whole(0, plan.HEADER, file.name, len(header.raw), "none"), *parts]
-        name = f"{file.path.name if sidecar else stem}{'' if len(by_device) == 1 else f'.{key}'}{SUFFIX}"
-        device = devices.get(key)
-        rate = make_channel(device.channel).bit_error_rate if device and device.channel else None
-        laid = lay_out(
-            name,
-            [source],
-            parts,
-            device=device.to_json() if device else None,
-            beside=sidecar,
-            bit_error_rate=rate,
-            target=target,
-        )
+    for key, members in (by_device or {None: []}).items():
+        if len(by_device) < 2 and all(part.representation == "native" for part in members):
+            members = [_whole(0, plan.HEADER, file.name, len(header.raw), "none"), *members]
+        found = devices.get(key)
+        rate = make_channel(found.channel).bit_error_rate if found and found.channel else None
+        record = found.to_json() if found else None
+        name = _shard_name(file, key if len(by_device) > 1 else None, sidecar)
+        laid = lay_out(name, [source], members, device=record, beside=sidecar, bit_error_rate=rate, target=target)
         jobs.append(_Job(laid, (file.path,)))
     return jobs
+
+
+def _shard_name(file: SourceFile, device: str | None, sidecar: bool) -> str:
+    if sidecar:
+        return file.path.name + SUFFIX
+    stem = file.name.removesuffix(".safetensors").replace("/", "__")
+    return f"{stem}.{device}{SUFFIX}" if device else stem + SUFFIX
 
 
 def _whole(source: int, kind: str, name: str, size: int, code: str) -> Part:
@@ -395,7 +377,7 @@ def _write_shard(
             digests.protected[here] = protected_digests(unit, words, stream.mask)
             if unit.parity_digest >= 0:
                 parity = stream.code.encode(words, stream.mask)
-                digests.parity[unit.parity_digest] = xxhash.xxh3_64_intdigest(parity)
+                digests.parity[unit.parity_digest] = xxhash.xxh3_64_intdigest(parity.data)
                 writer.write_parity(unit.parity_offset, parity)
 
         units = shard.all_units()

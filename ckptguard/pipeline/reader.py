@@ -188,9 +188,7 @@ class Reader:
         """
         buffers = {name: allocate(part) for name, part in self.tensors.items()}
         coarse = [name for name, part in self.tensors.items() if part.representation != "native"]
-        places = [
-            (s, stream, unit) for s, shard in enumerate(self._shards) for stream, unit in shard.plan.all_units()
-        ]
+        places = [(s, stream, unit) for s, shard in enumerate(self._shards) for stream, unit in shard.plan.all_units()]
 
         def fill(key: tuple[int, int, int]) -> None:
             shard = self._shards[key[0]]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -163,7 +164,7 @@ class _Sink:
             return
         for index, part in enumerate(self._shard.plan.parts):
             if part.representation != "native":
-                for _ in work.run(lambda span, i=index: self._convert(i, span), _spans(part), jobs=jobs):
+                for _ in work.run(partial(self._convert, index), _spans(part), jobs=jobs):
                     pass
 
     def _convert(self, index: int, span: tuple[int, int]) -> None:

@@ -129,7 +129,7 @@ def pack_metadata(
     info: dict[str, Any],
     shard: ShardPlan,
     digests: Digests,
-    magnitudes: Sequence[float],
+    magnitudes: npt.NDArray[np.float64],
     losses: dict[int, Losses],
 ) -> bytes:
     """The metadata of a shard. Its size depends on the plan alone, so that room can be left for it beforehand."""
@@ -141,7 +141,7 @@ def pack_metadata(
     ]
     coarse = [index for index, part in enumerate(shard.parts) if part.representation != "native"]
     if coarse:
-        parts.append(Section("SCAL", np.asarray(magnitudes, "<f8").tobytes()))
+        parts.append(Section("SCAL", magnitudes.astype("<f8").tobytes()))
         records = b"".join(_pack_loss(index, losses.get(index, Losses())) for index in coarse)
         parts.append(Section("LOSS", records, optional=True))
     return sections.pack(parts)

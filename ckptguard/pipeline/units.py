@@ -140,14 +140,14 @@ def _padded_words(data: Bytes) -> Words:
 
 def raw_digests(unit: Unit, data: Bytes) -> npt.NDArray[np.uint64]:
     """(pieces,) digests of the pieces' stored bytes."""
-    return np.array([xxhash.xxh3_64_intdigest(data[where]) for where in piece_slices(unit)], np.uint64)
+    return np.array([xxhash.xxh3_64_intdigest(data[where].data) for where in piece_slices(unit)], np.uint64)
 
 
 def protected_digests(unit: Unit, words: Words, mask: int) -> npt.NDArray[np.uint64]:
     """(pieces,) digests of the pieces' words with the unprotected bits cleared."""
     masked = (words & np.uint64(mask)).astype("<u8", copy=False)
     return np.array(
-        [xxhash.xxh3_64_intdigest(masked[p.first_word : p.first_word + p.words]) for p in unit.pieces], np.uint64
+        [xxhash.xxh3_64_intdigest(masked[p.first_word : p.first_word + p.words].data) for p in unit.pieces], np.uint64
     )
 
 
@@ -198,7 +198,7 @@ def _without_decoding(
     stored, damaged = None, False
     if parity and unit.layout.parity_bytes:
         stored = shard.file.read_parity(unit.parity_offset, unit.layout.parity_bytes)
-        damaged = xxhash.xxh3_64_intdigest(stored) != int(shard.digests.parity[unit.parity_digest])
+        damaged = xxhash.xxh3_64_intdigest(stored.data) != int(shard.digests.parity[unit.parity_digest])
         if damaged:
             stream = shard.plan.streams[unit.stream]
             stored = stream.code.encode(gather_words(unit, data), stream.mask)
@@ -209,9 +209,8 @@ def _without_decoding(
 def _decode(shard: Shard, unit: Unit, data: Bytes, words: Words, found: list[State], indices: slice) -> Examined:
     stream = shard.plan.streams[unit.stream]
     stored = shard.file.read_parity(unit.parity_offset, unit.layout.parity_bytes)
-    damaged = (
-        unit.parity_digest >= 0
-        and xxhash.xxh3_64_intdigest(stored) != int(shard.digests.parity[unit.parity_digest])
+    damaged = unit.parity_digest >= 0 and xxhash.xxh3_64_intdigest(stored.data) != int(
+        shard.digests.parity[unit.parity_digest]
     )
     before = words.copy()
     flips = stream.code.decode(words, stream.mask, stored).flips

@@ -177,5 +177,3 @@ def _variant(variant: str, name: str, shards: list[Shard], reader: Reader, origi
     shard, index = reader.place(name)
     stored = reader.stored(shard, index, 0, part.stored_bytes)
     return from_stored(part, stored.read, 0, float(shards[shard].magnitudes[index]), None)
-
-

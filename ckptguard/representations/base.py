@@ -18,8 +18,8 @@ Bytes = npt.NDArray[np.uint8]
 class Selection:
     """Which bits of the stored words of a tensor a mask protects.
 
-    The stored bytes of a tensor are read as little-endian 64-bit words (the last one zero-padded). Word i belongs to the
-    stream iff bit i % period of `keep` is set; of a word that belongs, the bits of `mask` are protected.
+    The stored bytes of a tensor are read as little-endian 64-bit words (the last one zero-padded). Word i belongs to
+    the stream iff bit i % period of `keep` is set; of a word that belongs, the bits of `mask` are protected.
 
     Attributes:
         mask: 64-bit mask, bit 0 = least significant bit of the little-endian word; 0 = nothing is protected.
