@@ -12,6 +12,7 @@ import click
 from ckptguard import __version__
 from ckptguard.cli.output import print_error
 from ckptguard.errors import CkptGuardError
+from ckptguard.spec import suggestion
 
 COMMANDS = {
     "protect": "ckptguard.cli.protect:protect",
@@ -50,6 +51,14 @@ class App(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names; an unknown name suggests the closest."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"unknown command {args[0]!r}{suggestion(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
     def main(self, args: Any = None, prog_name: str | None = "ckptguard", *rest: Any, **extra: Any) -> NoReturn:
         """Run and exit: 0 or the status a command returns; that of an error's class; 130 when interrupted."""
         given = sys.argv[1:] if args is None else list(args)
@@ -62,6 +71,9 @@ class App(click.Group):
             status = super().main(given, prog_name, *rest, **extra)
         except CkptGuardError as error:
             status = print_error(error, error.exit_status, as_json)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            status = error.exit_code
         except click.ClickException as error:
             context = error.ctx if isinstance(error, click.UsageError) else None
             hint = f"\nSee '{context.command_path} --help'." if context else ""

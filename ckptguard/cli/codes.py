@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ckptguard.codes.base import Code
 
 
-@click.command()
+@click.command(short_help="List codes, what they cost and survive.")
 @click.argument("kind", required=False)
 @click.option("--n", type=click.IntRange(min=1), help="List the codes of this codeword length.")
 @click.option("--ber", type=click.FloatRange(0, 1), metavar="P", help="Add the failure probability at this error rate.")

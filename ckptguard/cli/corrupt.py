@@ -11,7 +11,7 @@ from ckptguard.cli.output import Output, to_json
 from ckptguard.errors import UsageError
 
 
-@click.command()
+@click.command(short_help="Send a container through simulated storage.")
 @click.argument("container", type=options.FILE)
 @click.option("-o", "--output", "destination", type=options.FILE, required=True, help="The corrupted copy.")
 @click.option("--seed", type=int, required=True, help="Decides which bits flip; any number of jobs flips the same.")
@@ -48,11 +48,6 @@ def corrupt(
     options.at_most_one({"--ber": ber, "--channel": channel, "--device": device})
     if at and device is None:
         raise UsageError("--at belongs to --device")
-    chosen = None
-    if device is not None:
-        from ckptguard.devices import load_profile
-
-        chosen = load_profile(device).at(**options.operating_point(at))
     if report is not None and report.exists() and not force:
         raise UsageError(f"{report}: exists; --force replaces it")
     files = run(
@@ -60,7 +55,7 @@ def corrupt(
         destination,
         seed=seed,
         channel=f"bsc:{ber}" if ber is not None else channel,
-        device=chosen,
+        device=options.device_at(device, at) if device is not None else None,
         overwrite=force,
         jobs=jobs,
         progress=output.progress,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptguard.cli import options
-from ckptguard.cli.output import Output
+from ckptguard.cli.output import Output, write
 from ckptguard.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ TEST_SHARE = 3
 """One image in so many is kept for the test."""
 
 
-@click.command()
+@click.command(short_help="Ruin a small classifier and bring it back.")
 @click.option(
     "-o", "--output", "folder", type=options.FILE, default=Path("demo"), show_default=True, help="Where the files go."
 )
@@ -173,4 +173,4 @@ def _show(output: Output, *words: object) -> None:
 
 def _say(output: Output, text: str) -> None:
     if not output.json and not output.quiet:
-        click.echo(text)
+        write(text)

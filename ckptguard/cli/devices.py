@@ -25,7 +25,7 @@ def list_profiles(output: Output) -> int:
     return 0
 
 
-@devices.command()
+@devices.command(short_help="Show one profile at an operating point.")
 @click.argument("name")
 @options.at
 @options.prints
@@ -34,7 +34,6 @@ def show(output: Output, *, name: str, at: tuple[str, ...]) -> int:
     from ckptguard.devices import load_profile
     from ckptguard.report import devices as report
 
-    profile = load_profile(name)
-    record = report.device_record(profile, profile.at(**options.operating_point(at)))
+    record = report.device_record(load_profile(name), options.device_at(name, at))
     output.result({"command": "devices show", "exit_status": 0} | record, lambda: report.show_text(record))
     return 0

@@ -22,7 +22,7 @@ def masks() -> None:
     """Show mask files and compare them."""
 
 
-@masks.command()
+@masks.command(short_help="Show which bits are protected, per tensor.")
 @click.argument("file", type=options.FILE)
 @_model
 @_representation
@@ -42,7 +42,7 @@ def show(output: Output, *, file: Path, model: Path, representation: str, code: 
     return 0
 
 
-@masks.command()
+@masks.command(short_help="Compare two mask sets.")
 @click.argument("first", type=options.FILE)
 @click.argument("second", type=options.FILE)
 @_model

@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckptguard.cli.output import Output
 from ckptguard.errors import UsageError
+from ckptguard.spec import suggestion
+
+if TYPE_CHECKING:
+    from ckptguard.devices import Device
 
 Command = Callable[..., Any]
 
@@ -50,24 +54,43 @@ at = click.option(
     "--at",
     multiple=True,
     metavar="KEY=VALUE,...",
-    help="Operating point of the device, such as pe=3000,days=365; may be repeated.",
+    help="Operating point of the device, such as pe=3000,days=365 or preset=NAME; may be repeated.",
 )
 
 
-def operating_point(texts: tuple[str, ...]) -> dict[str, float]:
-    """Numbers by name, from texts such as `pe=3000,days=365`."""
+def device_at(name: str, texts: tuple[str, ...]) -> Device:
+    """The device of a profile at the operating point of --at."""
+    from ckptguard.devices import load_profile
+
+    profile = load_profile(name)
+    preset, point = operating_point(texts)
+    for key in point:
+        if key not in profile.parameters:
+            known = ", ".join(profile.parameters) or "none"
+            raise UsageError(
+                f"--at: {name} has no parameter {key!r}{suggestion(key, profile.parameters)}; known: {known}"
+            )
+    return profile.at(preset, **point)
+
+
+def operating_point(texts: tuple[str, ...]) -> tuple[str | None, dict[str, float]]:
+    """The preset, if one is named, and numbers by name, from texts such as `pe=3000,days=365`."""
+    preset: str | None = None
     point: dict[str, float] = {}
     for item in (item for text in texts for item in text.split(",")):
-        key, equals, number = (part.strip() for part in item.partition("="))
+        key, equals, value = (part.strip() for part in item.partition("="))
         if not key or not equals:
             raise UsageError(f"--at: {item!r} is not of the form key=value")
-        if key in point:
+        if key in point or (key == "preset" and preset is not None):
             raise UsageError(f"--at: {key!r} is given twice")
+        if key == "preset":
+            preset = value
+            continue
         try:
-            point[key] = float(number)
+            point[key] = float(value)
         except ValueError:
-            raise UsageError(f"--at: {key} is {number!r}, expected a number") from None
-    return point
+            raise UsageError(f"--at: {key} is {value!r}, expected a number") from None
+    return preset, point
 
 
 def at_most_one(given: Mapping[str, object]) -> str | None:

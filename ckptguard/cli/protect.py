@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ckptguard.devices import DeviceMap
 
 
-@click.command()
+@click.command(short_help="Write a container for a checkpoint.")
 @click.argument("checkpoint", type=options.FILE)
 @click.option("-o", "--output", "destination", type=options.FILE, help="The container; a folder for several shards.")
 @click.option("--masks", type=options.FILE, help="Mask file: which bits of which tensors to protect.")
@@ -96,15 +96,15 @@ def _device_map(devices: Path | None, device: str | None, at: tuple[str, ...]) -
         raise UsageError("--at belongs to --device; a device map states operating points itself")
     if devices is None and device is None:
         return None
-    from ckptguard.devices import DeviceMap, load_profile
+    from ckptguard.devices import DeviceMap
 
     if devices is not None:
         return DeviceMap.load(devices)
     assert device is not None
-    return DeviceMap.single(load_profile(device).at(**options.operating_point(at)))
+    return DeviceMap((options.device_at(device, at),), (("*",),))
 
 
-@click.command()
+@click.command(short_help="Show what a container holds and costs.")
 @click.argument("container", type=options.FILE)
 @options.prints
 def inspect(output: Output, *, container: Path) -> int:
@@ -118,7 +118,7 @@ def inspect(output: Output, *, container: Path) -> int:
     return 0
 
 
-@click.command()
+@click.command(short_help="Turn a torch file into a safetensors file.")
 @click.argument("checkpoint", type=options.FILE)
 @click.option("-o", "--output", "destination", type=options.FILE, required=True, help="The safetensors file.")
 @options.select

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ckptguard.pipeline.reports import Report
 
 
-@click.command()
+@click.command(short_help="Say what is damaged and what can be corrected.")
 @click.argument("container", type=options.FILE)
 @options.jobs
 @options.prints
@@ -33,7 +33,7 @@ def check(output: Output, *, container: Path, jobs: int | None) -> int:
     return report.status
 
 
-@click.command()
+@click.command(short_help="Correct a damaged container.")
 @click.argument("container", type=options.FILE)
 @click.option("-o", "--output", "destination", type=options.FILE, help="Where the healed container goes.")
 @click.option("--in-place", is_flag=True, help="Change the damaged files themselves; safe against interruption.")
@@ -72,7 +72,7 @@ def repair(
     return _tell(output, "repair", container, destination or container, report)
 
 
-@click.command()
+@click.command(short_help="Write the checkpoint that a container holds.")
 @click.argument("container", type=options.FILE)
 @click.option(
     "-o", "--output", "destination", type=options.FILE, required=True, help="The checkpoint; a folder if it was one."

@@ -13,7 +13,7 @@ _CODES = ("none", "crc", "secded:72,64", "bch:1023,513", "bch:8191,6722")
 _CHANNELS = ("bsc:1e-3", "asymmetric:1e-3,1e-4")
 
 
-@click.command()
+@click.command(short_help="Print the completion script of a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
@@ -31,18 +31,18 @@ def completion(context: click.Context, shell: str) -> None:
     write(kind(context.find_root().command, {}, "ckptguard", "_CKPTGUARD_COMPLETE").source())
 
 
-@click.command()
+@click.command(short_help="Compile all kernels now.")
 @options.prints
 def warmup(output: Output) -> int:
     """Compile all kernels now, so that later commands start at once. What is compiled is kept on disk.
 
     Each line encodes, damages and decodes one small unit.
     """
+    import numpy as np
+
     from ckptguard import channels, codes
     from ckptguard.channels.base import NoiseKey
     from ckptguard.report.table import table
-
-    import numpy as np
 
     rows: list[tuple[str, float]] = []
     for spec in _CODES:

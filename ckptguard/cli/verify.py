@@ -10,7 +10,7 @@ from ckptguard.cli import options
 from ckptguard.cli.output import Output
 
 
-@click.command()
+@click.command(short_help="Compare a container with the original.")
 @click.argument("container", type=options.FILE)
 @click.option("--against", type=options.FILE, required=True, help="The checkpoint that the container was made from.")
 @click.option("--eval", "evaluator", metavar="FILE:FUNCTION", help="Gets the state dict, returns metrics by name.")
