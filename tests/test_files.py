@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,13 @@ def test_a_truncated_file_is_told_with_the_place(tmp_path: Path) -> None:
         read_exactly(file, 1, 4)
     with pytest.raises(ContainerError, match="the file: ends"):
         read_exactly(io.BytesIO(b""), 0, 1, ContainerError)
+
+
+def test_threads_that_share_a_file_each_read_their_own_place(tmp_path: Path) -> None:
+    path = tmp_path / "numbers"
+    blocks = [bytes([number]) * 50_000 for number in range(64)]
+    path.write_bytes(b"".join(blocks))
+    with path.open("rb") as file, ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            places = range(0, 64 * 50_000, 50_000)
+            assert list(pool.map(lambda place: read_exactly(file, place, 50_000), places)) == blocks

@@ -195,6 +195,10 @@ class ShardWriter:
         """Put bytes of the payload in place. Thread-safe."""
         write_at(self._descriptor, self._superblock.payload_offset + offset, data)
 
+    def read_payload(self, offset: int, size: int) -> Bytes:
+        """(size,) bytes of the payload as written so far. Thread-safe."""
+        return _read(self._descriptor, self._superblock.payload_offset + offset, size)
+
     def write_parity(self, offset: int, data: bytes | Bytes) -> None:
         """Put bytes of the parity region in place. Thread-safe."""
         write_at(self._descriptor, self._superblock.parity_offset + offset, data)
