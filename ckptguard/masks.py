@@ -12,6 +12,7 @@ import fnmatch
 import json
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ _RULE_KEYS = ("tensors", "mask", "code")
 _BITS = re.compile(r"[01]{1,64}")
 _TOP = re.compile(r"top:([0-9]|[1-5][0-9]|6[0-4])(,or-all)?")
 _CODE = re.compile(r"[a-z][a-z0-9-]*(:[^,\s]+(,[^,\s]+)*)?")
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 120
 _LISTED = 10
 _SUGGESTED = 20
 
@@ -348,5 +351,5 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    """repr, bounded in length and depth whatever the value."""
+    return _REPR.repr(value)

@@ -94,8 +94,9 @@ class Part:
 
     @cached_property
     def selection(self) -> Selection:
-        """The protected bits of its stored words."""
-        return representations.make(self.representation).select(self.dtype, self.mask)
+        """The protected bits of its stored words; all words count where nothing is protected."""
+        selection = representations.make(self.representation).select(self.dtype, self.mask)
+        return selection if selection.mask and selection.keep else Selection(0)
 
 
 @dataclass(frozen=True)

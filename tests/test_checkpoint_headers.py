@@ -98,6 +98,10 @@ REFUSED: dict[str, tuple[str | bytes, int, str]] = {
     "extent with leading zero": (named(one(shape="[01]")), 1, "not JSON"),
     "extent with plus": (named(one(shape="[+1]")), 1, "not JSON"),
     "extent 2^64": (named(one(shape="[18446744073709551616,0]", offsets="[0,0]")), 0, "64 bits"),
+    "a million extents": (named(one(shape="[" + "2," * 1_000_000 + "1]")), 1, "64-bit"),
+    "a million ones": (named(one(shape="[" + "1," * 1_000_000 + "1]", offsets="[0,2]")), 2, "needs 1"),
+    "a name of a million letters": ('{"' + "x" * 1_000_000 + '":' + one('"F"') + "}", 1, "unknown dtype"),
+    "nesting of hundreds": ('{"a":' + "[" * 900 + "]" * 900 + "}", 0, ""),
     "extent of a million digits": (named(one(shape="[" + "9" * 1_000_000 + "]")), 1, "64 bits"),
     "product beyond 64 bits": (named(one(shape="[4294967296,4294967296]")), 1, "64-bit"),
     "product beyond 64 bits before a zero": (
@@ -254,14 +258,14 @@ def test_whatever_a_random_edit_makes_of_a_header_we_accept_only_what_the_refere
     choose = random.Random(20)
     path = tmp_path / "a.safetensors"
     accepted = 0
-    for _ in range(3000):
+    for _ in range(1500):
         edited = bytearray(image)
         for _ in range(choose.randint(1, 2)):
             edited[choose.randrange(len(edited) - 16)] ^= 1 << choose.randrange(8)
         if we_accept(path, bytes(edited)):
             accepted += 1
             assert reference_accepts(bytes(edited)), bytes(edited)
-    assert accepted > 100  # letters of names changed
+    assert accepted > 50  # letters of names changed
 
 
 def test_a_tensor_is_told_by_name_dtype_shape_and_place() -> None:

@@ -274,3 +274,26 @@ def test_the_package_is_imported_without_torch() -> None:
 
     code = "import sys, ckptguard.checkpoint; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "selected", "left_out", "count"),
+    [
+        ("resnet20-12fca82f.th", "state_dict", ("best_prec1 (float)",), 97),
+        ("imagenet-clip-text-photo.pth", ".", (), 1),
+    ],
+)
+def test_published_torch_checkpoints_convert(
+    name: str, selected: str, left_out: tuple[str, ...], count: int, tmp_path: Path
+) -> None:
+    source = Path(__file__).resolve().parents[2] / "shared" / "data" / name
+    if not source.exists():
+        pytest.skip("the published checkpoints lie in ../shared/data, which is absent")
+    conversion = convert(source, tmp_path / "a.safetensors")
+    assert (conversion.selected, conversion.left_out) == (selected, left_out)
+    restored = load_file(conversion.path)
+    content = torch.load(source, map_location="cpu", weights_only=True)
+    expected = {"tensor": content} if isinstance(content, torch.Tensor) else content[selected]
+    assert restored.keys() == expected.keys()
+    assert len(restored) == count
+    assert all(torch.equal(restored[key], expected[key]) for key in expected)

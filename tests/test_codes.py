@@ -124,8 +124,9 @@ def test_layout_holds_every_protected_bit_and_the_parity(spec, mask, words):
         assert layout.parity_bits == code.n - code.k
         assert layout.parity_bytes == 8 * math.ceil(Fraction(expected * (code.n - code.k), 64))
     elif spec == "crc":
-        assert (layout.codewords, layout.message_bits, layout.parity_bits) == (1, words * planes, 32)
-        assert layout.parity_bytes == 8
+        tiles = math.ceil(words / 512)
+        assert (layout.codewords, layout.message_bits, layout.parity_bits) == (tiles, min(words, 512) * planes, 32)
+        assert layout.parity_bytes == 8 * math.ceil(tiles / 2)
     else:
         assert (layout.codewords, layout.message_bits, layout.parity_bits, layout.parity_bytes) == (0, 0, 0, 0)
 
@@ -243,12 +244,13 @@ def test_an_empty_unit_has_no_codewords_and_no_parity(spec):
 def test_unit_tiles_follow_the_stated_rule(spec, planes):
     code = codes.make(spec)
     if not isinstance(code, LaneCode):
-        assert code.unit_tiles(planes) == 1
+        assert code.unit_tiles(planes) == 64
         return
     sizes = range(1, max(64, code.k // planes) + 1)
     waste = {T: Fraction(-(-planes * T // code.k) * code.k - planes * T, planes * T) for T in sizes}
     good = [T for T in sizes if waste[T] <= Fraction(1, 256)]
-    assert code.unit_tiles(planes) == (good[0] if good else min(sizes, key=lambda T: (waste[T], T)))
+    best = good[0] if good else min(sizes, key=lambda T: (waste[T], T))
+    assert code.unit_tiles(planes) == best * math.ceil(64 / best)
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ckptguard.checkpoint.safetensors import Header, read_header
+from ckptguard.checkpoint.safetensors import Header, read_header, short
 from ckptguard.errors import CheckpointError
 
 SUFFIX = ".safetensors"
@@ -158,16 +158,16 @@ def _check_index(index: SourceFile, files: dict[str, SourceFile]) -> None:
     for shard, names in placed.items():
         if shard not in headers:
             raise CheckpointError(
-                f"{index.path}: places {_listed(sorted(names))} in {shard!r}, which is not there as a {SUFFIX} file; "
-                "the checkpoint is incomplete, get the missing file"
+                f"{index.path}: places {_listed(sorted(names))} in {short(shard)}, which is not there as a {SUFFIX} "
+                "file; the checkpoint is incomplete, get the missing file"
             )
     for shard, names in placed.items():
         held = {tensor.name for tensor in headers[shard].tensors}
         if names != held:
             what = (
-                f"places {_listed(sorted(names - held))} in {shard!r}, which does not hold them"
+                f"places {_listed(sorted(names - held))} in {short(shard)}, which does not hold them"
                 if names - held
-                else f"does not place {_listed(sorted(held - names))} in {shard!r}, which holds them"
+                else f"does not place {_listed(sorted(held - names))} in {short(shard)}, which holds them"
             )
             raise CheckpointError(f"{index.path}: {what}; index and shards are of different checkpoints or versions")
 
@@ -191,7 +191,8 @@ def _weight_map(index: SourceFile) -> dict[str, str]:
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_plain(shard):
             raise CheckpointError(
-                f"{index.path}: places tensor {tensor!r} in {shard!r}, expected the name of a file in this folder"
+                f"{index.path}: places tensor {short(tensor)} in {short(shard)}, expected the name of a file in this "
+                "folder"
             )
     return weight_map
 
@@ -203,5 +204,5 @@ def _is_plain(name: str) -> bool:
 
 
 def _listed(names: list[str], most: int = 5) -> str:
-    text = ", ".join(repr(name) for name in names[:most])
+    text = ", ".join(short(name) for name in names[:most])
     return text if len(names) <= most else f"{text} and {len(names) - most} more"

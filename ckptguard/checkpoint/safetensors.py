@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def write_header(tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata
     begin = 0
     for name, dtype, shape in sorted(tensors, key=lambda tensor: (-_RANK[tensor[1].name], tensor[0])):
         if name == "__metadata__" or name in members:
-            raise CheckpointError(f"tensor {name!r}: the name is taken; a safetensors file holds every name once")
+            raise CheckpointError(f"tensor {short(name)}: the name is taken; a safetensors file holds every name once")
         end = begin + _tensor_bytes("new safetensors file", name, dtype, shape)
         members[name] = {"dtype": dtype.name, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
@@ -172,20 +173,28 @@ def _tensor_bytes(where: str, name: str, dtype: DType, shape: Iterable[int]) -> 
     bits = elements * dtype.bits
     if bits > _MAX_INTEGER:
         raise CheckpointError(
-            f"{where}: tensor {name!r}: shape {list(shape)} of {dtype.name} has more bits than 64-bit numbers count; "
-            "the header is damaged or hostile"
+            f"{where}: tensor {short(name)}: shape {short(list(shape))} of {dtype.name} has more bits than 64-bit "
+            "numbers count; the header is damaged or hostile"
         )
     if bits % 8:
         raise CheckpointError(
-            f"{where}: tensor {name!r}: {elements} elements of {dtype.bits} bits ({dtype.name}) end inside a byte; "
-            "the format stores whole bytes only"
+            f"{where}: tensor {short(name)}: {elements} elements of {dtype.bits} bits ({dtype.name}) end inside a "
+            "byte; the format stores whole bytes only"
         )
     return bits // 8
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+class _Short(reprlib.Repr):
+    """Bounded in length and depth whatever the value, as what a file holds may be huge or nested without end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 120
+        self.maxlevel, self.maxlist, self.maxdict = 2, 6, 3
+
+
+short = _Short().repr
+"""repr for error messages."""
 
 
 class _Refused(Exception):  # noqa: N818 - never leaves this module
@@ -236,48 +245,48 @@ class _Parser:
 
     def metadata(self, value: object) -> dict[str, str]:
         if not isinstance(value, dict):
-            self.refuse(f"__metadata__ is {_short(value)}, expected an object of strings")
+            self.refuse(f"__metadata__ is {short(value)}, expected an object of strings")
         for key, text in value.items():
             if not isinstance(text, str):
-                self.refuse(f"__metadata__ entry {key!r} is {_short(text)}, expected a string")
+                self.refuse(f"__metadata__ entry {short(key)} is {short(text)}, expected a string")
             if not _is_text(text):
-                self.refuse(f"__metadata__ entry {key!r} holds half of a surrogate pair, which is no text")
+                self.refuse(f"__metadata__ entry {short(key)} holds half of a surrogate pair, which is no text")
         return value
 
     def tensor(self, name: str, value: object) -> TensorInfo:
         if not isinstance(value, dict):
-            self.refuse(f"tensor {name!r} is {_short(value)}, expected an object with {', '.join(_KEYS)}")
+            self.refuse(f"tensor {short(name)} is {short(value)}, expected an object with {', '.join(_KEYS)}")
         unknown = [key for key in value if key not in _KEYS]
         missing = [key for key in _KEYS if key not in value]
         if unknown or missing:
-            found = f"the unknown key {_short(unknown[0])}" if unknown else f"no key {missing[0]!r}"
-            self.refuse(f"tensor {name!r} has {found}, expected exactly {', '.join(_KEYS)}")
+            found = f"the unknown key {short(unknown[0])}" if unknown else f"no key {missing[0]!r}"
+            self.refuse(f"tensor {short(name)} has {found}, expected exactly {', '.join(_KEYS)}")
         shape = self.integers(name, "shape", value["shape"])
         offsets = self.integers(name, "data_offsets", value["data_offsets"])
         if len(offsets) != 2 or offsets[0] > offsets[1]:
-            self.refuse(f"tensor {name!r}: data_offsets is {_short(list(offsets))}, expected [begin, end]")
+            self.refuse(f"tensor {short(name)}: data_offsets is {short(list(offsets))}, expected [begin, end]")
         dtype = self.dtype(name, value["dtype"])
         expected = _tensor_bytes(self.where, name, dtype, shape)
         if offsets[1] - offsets[0] != expected:
             self.refuse(
-                f"tensor {name!r}: data_offsets span {offsets[1] - offsets[0]} bytes, but shape {list(shape)} of "
-                f"{dtype.name} needs {expected}"
+                f"tensor {short(name)}: data_offsets span {offsets[1] - offsets[0]} bytes, but shape "
+                f"{short(list(shape))} of {dtype.name} needs {expected}"
             )
         return TensorInfo(name, dtype, shape, *offsets)
 
     def dtype(self, name: str, value: object) -> DType:
         if not isinstance(value, str) or value not in DTYPES:
             raise CheckpointError(
-                f"{self.where}: tensor {name!r}: unknown dtype {_short(value)}; known: {', '.join(DTYPES)}"
+                f"{self.where}: tensor {short(name)}: unknown dtype {short(value)}; known: {', '.join(DTYPES)}"
             )
         return DTYPES[value]
 
     def integers(self, name: str, key: str, value: object) -> tuple[int, ...]:
         if not isinstance(value, list):
-            self.refuse(f"tensor {name!r}: {key} is {_short(value)}, expected a list of whole numbers")
+            self.refuse(f"tensor {short(name)}: {key} is {short(value)}, expected a list of whole numbers")
         for number in value:
             if not isinstance(number, int) or isinstance(number, bool):
-                self.refuse(f"tensor {name!r}: {key} holds {_short(number)}, expected whole numbers")
+                self.refuse(f"tensor {short(name)}: {key} holds {short(number)}, expected whole numbers")
         return tuple(value)
 
     def check_cover(self, tensors: list[TensorInfo], data_bytes: int) -> None:
@@ -287,7 +296,7 @@ class _Parser:
             if tensor.begin != end:
                 kind = "a hole" if tensor.begin > end else "an overlap"
                 self.refuse(
-                    f"tensor {tensor.name!r} begins at byte {tensor.begin} of the data, expected {end}, "
+                    f"tensor {short(tensor.name)} begins at byte {tensor.begin} of the data, expected {end}, "
                     f"where the one before it ends: {kind}"
                 )
             end = tensor.end
@@ -310,10 +319,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _Refused(f"the key {_short(twice)} is given twice")
+        raise _Refused(f"the key {short(twice)} is given twice")
     for key in members:
         if not _is_text(key):
-            raise _Refused(f"the key {_short(key)} holds half of a surrogate pair, which is no text")
+            raise _Refused(f"the key {short(key)} holds half of a surrogate pair, which is no text")
     return members
 
 
@@ -321,8 +330,8 @@ def _integer(text: str) -> int:
     # 20 digits hold 2^64 - 1; longer ones are refused unread, since reading them takes quadratic time.
     if not text.startswith("-") and len(text) <= 20 and int(text) <= _MAX_INTEGER:
         return int(text)
-    raise _Refused(f"the number {_short(text)} is negative or beyond 64 bits")
+    raise _Refused(f"the number {short(text)} is negative or beyond 64 bits")
 
 
 def _no_number(text: str) -> NoReturn:
-    raise _Refused(f"the number {_short(text)} is not a whole number")
+    raise _Refused(f"the number {short(text)} is not a whole number")

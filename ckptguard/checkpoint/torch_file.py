@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ckptguard.checkpoint.safetensors import Header, parse_header, write_header
+from ckptguard.checkpoint.safetensors import Header, parse_header, short, write_header
 from ckptguard.dtypes import DTYPES, DType
 from ckptguard.errors import CheckpointError, MissingExtraError
 from ckptguard.files import atomic_writer
@@ -222,7 +222,7 @@ def _check_names(path: Path, found: _Found) -> None:
     for name in found.tensors:
         if not isinstance(name, str):
             raise CheckpointError(
-                f"{path}: {found.path}: the key {name!r} of a tensor is {type(name).__name__}, expected a string; "
+                f"{path}: {found.path}: the key {short(name)} of a tensor is {type(name).__name__}, expected a string; "
                 "choose a mapping with names by `--select NAME`"
             )
 
@@ -238,12 +238,12 @@ def _kind(path: Path, name: str, tensor: torch.Tensor) -> DType:
         refused = f"has the layout {tensor.layout}; convert it with to_dense()"
     elif tensor.device.type != "cpu":
         refused = f"has no data (device {tensor.device})"
-    elif type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+    elif type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         refused = f"is a {type(tensor).__name__}, not a plain tensor"
     elif dtype not in _DTYPES:
         refused = f"has the dtype {dtype}; the ones that can be held are {', '.join(_DTYPES)}"
     if refused:
-        raise CheckpointError(f"{path}: tensor {name!r} {refused}; safetensors cannot hold it")
+        raise CheckpointError(f"{path}: tensor {short(name)} {refused}; safetensors cannot hold it")
     return DTYPES[_DTYPES[dtype]]
 
 

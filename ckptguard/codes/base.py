@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 TILE_WORDS = 512
 TILE_BYTES = 8 * TILE_WORDS
+LEAST_UNIT_TILES = 64
+"""A full unit has at least so many tiles (256 KiB of a native stream), since every unit costs digests."""
 
 Words = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]

@@ -12,11 +12,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.codes.base import TILE_WORDS, Bytes, Code, Decoded, UnitLayout, Words
+from ckptguard.codes.base import LEAST_UNIT_TILES, TILE_WORDS, Bytes, Code, Decoded, UnitLayout, Words
 from ckptguard.codes.probability import binomial_tail
 from ckptguard.errors import SpecError, UsageError
 
-UNIT_TILES = 1
 CRC_BITS = 32
 
 
@@ -46,10 +45,10 @@ class Crc(Code):
         return cls()
 
     def unit_tiles(self, planes: int) -> int:
-        """One tile."""
+        """The least there is; every tile is a codeword."""
         if not 1 <= planes <= 64:
             raise UsageError(f"a word has 1 to 64 protected bits, not {planes}")
-        return UNIT_TILES
+        return LEAST_UNIT_TILES
 
     def unit_layout(self, words: int, planes: int) -> UnitLayout:
         """One codeword per tile."""

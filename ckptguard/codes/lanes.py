@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.codes.base import TILE_WORDS, Bytes, Code, Decoded, UnitLayout, Words
+from ckptguard.codes.base import LEAST_UNIT_TILES, TILE_WORDS, Bytes, Code, Decoded, UnitLayout, Words
 from ckptguard.errors import UsageError
 
 Rows = npt.NDArray[np.uint64]
@@ -48,13 +48,15 @@ class LaneCode(Code):
         """Correct both in place; (64 * lane_words,) flips per lane, -1 = uncorrectable."""
 
     def unit_tiles(self, planes: int) -> int:
-        """The fewest tiles whose protected bits fill whole groups of 512 codewords but for 1/256 of padding.
+        """Tiles whose protected bits fill whole groups of 512 codewords but for 1/256 of padding, 256 KiB at least.
 
         With P planes: the smallest T in 1 .. max(64, k // P) for which ceil(P * T / k) groups are padded by at most
-        P * T / 256 planes; where there is none, the T of least relative padding (the smallest among equals).
+        P * T / 256 planes; where there is none, the T of least relative padding (the smallest among equals). Then the
+        smallest multiple of T that is at least 64.
         """
         _require(1 <= planes <= 64, f"a word has 1 to 64 protected bits, not {planes}")
-        return _unit_tiles(self.k, planes)
+        tiles = _fitting_tiles(self.k, planes)
+        return tiles * -(-LEAST_UNIT_TILES // tiles)
 
     def unit_layout(self, words: int, planes: int) -> UnitLayout:
         """512 codewords per group of a full unit; the fewest codewords that hold a shorter one."""
@@ -192,7 +194,7 @@ def _words_of(bits: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _unit_tiles(k: int, planes: int) -> int:
+def _fitting_tiles(k: int, planes: int) -> int:
     best, least = 1, Fraction(-(-planes // k), 1)
     for tiles in range(1, max(_LEAST_CHOICE, k // planes) + 1):
         groups = -(-planes * tiles // k)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.codes.base import Bytes, Code, Decoded, UnitLayout, Words
+from ckptguard.codes.base import LEAST_UNIT_TILES, Bytes, Code, Decoded, UnitLayout, Words
 from ckptguard.codes.probability import binomial_tail
 from ckptguard.errors import SpecError
 
@@ -29,8 +29,8 @@ class NoCode(Code):
         return cls()
 
     def unit_tiles(self, planes: int) -> int:
-        """One tile; units have no meaning here."""
-        return 1
+        """The least there is; units are grains of digest only."""
+        return LEAST_UNIT_TILES
 
     def unit_layout(self, words: int, planes: int) -> UnitLayout:
         """No codewords and no parity."""

@@ -168,6 +168,17 @@ class ShardFile:
         ):
             yield offset - self.missing_front, image
 
+    def gap_images(self) -> Iterator[tuple[int, bytes]]:
+        """(position in the file, zeros) of the gaps between the regions."""
+        block = self.superblock
+        ends = [(CODEWORD_BYTES + block.metadata_stored, block.parity_offset if block.beside else block.payload_offset)]
+        if not block.beside:
+            ends.append((block.payload_offset + block.payload_bytes, block.parity_offset))
+        ends.append((block.parity_offset + block.parity_bytes, block.tail_offset))
+        for begin, end in ends:
+            if begin < end:
+                yield begin - self.missing_front, bytes(end - begin)
+
     def metadata_damage(self) -> MetadataDamage:
         """Compare the stored superblocks and metadata copies, bit by bit, with what should be there."""
         flipped = stored = 0

@@ -17,16 +17,19 @@ def to_float64(dtype: DType, data: Bytes) -> Floats | None:
     """(elements,) float64 values of little-endian bytes; two per element for C64; None for opaque dtypes (F4, F6)."""
     if dtype.name == "BF16":
         wide = data.view("<u2").astype(np.uint32) << np.uint32(16)
-        return wide.view(np.float32).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return wide.view(np.float32).astype(np.float64)
     if dtype.name.startswith("F8"):
         return float8_values(dtype.name)[data]
     if dtype.name == "C64":
-        return data.view("<f4").astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return data.view("<f4").astype(np.float64)
     if dtype.numpy is None:
         return None
     if dtype.name == "BOOL":
         return data.astype(np.float64)
-    return data.view(dtype.numpy).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        return data.view(dtype.numpy).astype(np.float64)
 
 
 @lru_cache

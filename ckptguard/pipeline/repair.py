@@ -143,7 +143,7 @@ def _in_place(path: Path, policy: str, strict: bool, jobs: int | None, progress:
             if strict:
                 refuse_losses(tally.report, NOT_WRITTEN)
             for shard, (own, _) in zip(shards, journals, strict=True):
-                for position, image in shard.file.metadata_images():
+                for position, image in (*shard.file.metadata_images(), *shard.file.gap_images()):
                     own.add(position, np.frombuffer(image, np.uint8))
             for pair in journals:
                 for journal in dict.fromkeys(pair):

@@ -84,8 +84,11 @@ class Report:
 
     @property
     def damaged(self) -> bool:
-        """Whether anything differs from what was written."""
-        return any(tensor.found != "exact" for tensor in self.tensors) or any(
+        """Whether there is something that repair would change (and anything lost)."""
+        return any(
+            tensor.found == "lost" or (tensor.kind == plan.HEADER and tensor.found != "exact")
+            for tensor in self.tensors
+        ) or any(
             shard.damaged_parity_units
             or shard.missing_bytes
             or shard.foreign_bytes
@@ -94,9 +97,23 @@ class Report:
         )
 
     @property
+    def verdict(self) -> str:
+        """In a word.
+
+        `intact`: everything is as written. `protected-intact`: everything protected is, unprotected bits are not, and
+        no code can bring them back. `correctable`: repair makes everything protected exact. `uncorrectable`: protected
+        bits are lost.
+        """
+        if self.lost:
+            return "uncorrectable"
+        if self.damaged:
+            return "correctable"
+        return "intact" if all(tensor.found == "exact" for tensor in self.tensors) else "protected-intact"
+
+    @property
     def status(self) -> int:
-        """Exit status of `check`: 0 intact, 10 damaged but correctable, 11 uncorrectable."""
-        return UNCORRECTABLE if self.lost else CORRECTABLE if self.damaged else INTACT
+        """Exit status of `check`: 0 intact where protected, 10 damaged but correctable, 11 uncorrectable."""
+        return {"uncorrectable": UNCORRECTABLE, "correctable": CORRECTABLE}.get(self.verdict, INTACT)
 
     @property
     def exact(self) -> bool:
@@ -105,9 +122,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """A record for machines."""
-        verdict = {INTACT: "intact", CORRECTABLE: "correctable", UNCORRECTABLE: "uncorrectable"}[self.status]
         return {
-            "verdict": verdict,
+            "verdict": self.verdict,
             "exact": self.exact,
             "lost": [tensor.name for tensor in self.lost],
             "shards": [asdict(shard) for shard in self.shards],
