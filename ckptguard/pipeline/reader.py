@@ -34,7 +34,7 @@ from ckptguard.spec import suggestion
 ON_ERROR = ("raise", "raw", "null")
 _CACHED_UNITS = 8
 _SPAN_BYTES = 4 << 20
-_FEW_TASKS = 4
+_FEW_TASKS = 8
 
 Bytes = npt.NDArray[np.uint8]
 _Key = tuple[int, int, int]
