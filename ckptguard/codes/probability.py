@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 _NEGLIGIBLE = 1e-17
+_EXACT = 4200
 
 
 def binomial_tail(count: int, p: float, above: int) -> float:
     """P(X > above) for X ~ Bin(count, p), to about 12 digits down to 1e-300.
 
-    The first term comes from the exact binomial coefficient, the others from the ratios of neighbours; beyond the mean
-    the upper tail is summed, below it the lower one.
+    The first term comes from the exact binomial coefficient (from the gamma function, and so to count * 1e-15 only,
+    where it has thousands of digits), the others from the ratios of neighbours; beyond the mean the upper tail is
+    summed, below it the lower one.
     """
     if above < 0:
         return 1.0
@@ -26,7 +28,7 @@ def binomial_tail(count: int, p: float, above: int) -> float:
 
 def _sum(count: int, p: float, start: int, step: int) -> float:
     """P(X = start) + P(X = start + step) + ... as far as terms matter; they must fall from `start` on."""
-    log_first = math.log(math.comb(count, start)) + start * math.log(p) + (count - start) * math.log1p(-p)
+    log_first = _log_choose(count, start) + start * math.log(p) + (count - start) * math.log1p(-p)
     odds = p / (1.0 - p)
     total = term = 1.0
     j = start
@@ -37,3 +39,9 @@ def _sum(count: int, p: float, start: int, step: int) -> float:
         if term < _NEGLIGIBLE * total:
             break
     return math.exp(log_first + math.log(total))
+
+
+def _log_choose(count: int, chosen: int) -> float:
+    if min(chosen, count - chosen) <= _EXACT:
+        return math.log(math.comb(count, chosen))
+    return math.lgamma(count + 1) - math.lgamma(chosen + 1) - math.lgamma(count - chosen + 1)

@@ -1,0 +1,264 @@
+"""Flips drawn exactly and sparsely: a count and then places, never a random number per bit.
+
+Random numbers are SplitMix64 with an increment of its own for every stream; a stream is named by a key and an index, so
+that what is drawn for one part of a file depends on nothing else.
+Source: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+U64 = npt.NDArray[np.uint64]
+U8 = npt.NDArray[np.uint8]
+
+_SPARSE = 256  # up to so many candidates a part is changed flip by flip, beyond in one pass
+_GEOMETRIC_LIMIT = 1 << 19
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _mix(z: np.uint64) -> np.uint64:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True)
+def _start(stream: U64, key: np.uint64, index: int) -> None:
+    """Set `stream` (2,) to the state and the odd increment of stream `index` of `key`."""
+    state = _mix(key ^ _mix((np.uint64(index) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)))
+    stream[0] = state
+    stream[1] = _mix(state + np.uint64(0xD1B54A32D192ED03)) | np.uint64(1)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _draw(stream: U64) -> np.uint64:
+    stream[0] += stream[1]
+    return _mix(stream[0])
+
+
+@njit(cache=True, nogil=True)
+def _happens(stream: U64, of_2_to_63: np.uint64) -> bool:
+    """True with probability of_2_to_63 / 2**63, both ends included."""
+    return bool((_draw(stream) >> np.uint64(1)) < of_2_to_63)
+
+
+@njit(cache=True, nogil=True)
+def _count(stream: U64, thresholds: U64, least: int) -> int:
+    """A number from its distribution function; `thresholds[i]` / 2**64 = P(count <= least + i)."""
+    u = _draw(stream)
+    low = 0
+    high = thresholds.size
+    while low < high:
+        middle = (low + high) >> 1
+        if thresholds[middle] <= u:
+            low = middle + 1
+        else:
+            high = middle
+    return least + low
+
+
+@njit(cache=True, nogil=True)
+def _choose(stream: U64, count: int, bits: int, marks: U8, chosen: npt.NDArray[np.int32]) -> None:
+    """Mark `count` different ones of `bits` (at most 65536) bits in `marks` and list them in `chosen`."""
+    found = 0
+    while found < count:
+        r = _draw(stream)
+        for _ in range(4):
+            place = np.int64(r & np.uint64(0xFFFF))
+            r >>= np.uint64(16)
+            if found < count and place < bits:
+                bit = np.uint8(1 << (place & 7))
+                if marks[place >> 3] & bit == np.uint8(0):
+                    marks[place >> 3] |= bit
+                    chosen[found] = place
+                    found += 1
+
+
+@njit(cache=True, nogil=True)
+def _flip_marked(data: U8, begin: int, size: int, marks: U8, stream: U64, rarer: int, kept: np.uint64) -> None:
+    """Flip the marked bits of `data[begin:begin + size]` and clear the marks; of bits that hold `rarer`, a share."""
+    if rarer < 0:
+        for i in range(size):
+            data[begin + i] ^= marks[i]
+            marks[i] = np.uint8(0)
+        return
+    for i in range(size):
+        mark = marks[i]
+        if mark == np.uint8(0):
+            continue
+        marks[i] = np.uint8(0)
+        value = data[begin + i]
+        flips = np.uint8(0)
+        for bit in range(8):
+            here = np.uint8(1 << bit)
+            if mark & here and (np.int64(value >> np.uint8(bit)) & 1 != rarer or _happens(stream, kept)):
+                flips |= here
+        data[begin + i] = value ^ flips
+
+
+@njit(cache=True, nogil=True)
+def flip_bits(
+    data: U8,
+    part_bytes: int,
+    first_part: int,
+    key: np.uint64,
+    thresholds: U64,
+    least: int,
+    complement: bool,
+    rarer: int,
+    kept: np.uint64,
+) -> None:
+    """Flip bits of every part independently: as many as a binomial count says, each set of places equally likely.
+
+    Args:
+        data: (parts * part_bytes,) uint8, changed in place.
+        part_bytes: at most 8192.
+        first_part: index of the first part in its file.
+        thresholds, least: distribution of the count, see `_count`.
+        complement: the count is of bits that are *not* candidates for a flip.
+        rarer: 0 or 1: candidates that hold this value are flipped with probability kept / 2**63 only; -1: all are.
+        kept: see `rarer`.
+    """
+    stream = np.empty(2, np.uint64)
+    marks = np.zeros(part_bytes, np.uint8)
+    chosen = np.empty(8 * part_bytes, np.int32)
+    for part in range(data.size // part_bytes):
+        begin = part * part_bytes
+        _start(stream, key, first_part + part)
+        count = _count(stream, thresholds, least)
+        _choose(stream, count, 8 * part_bytes, marks, chosen)
+        if complement or count > _SPARSE:
+            if complement:
+                for i in range(part_bytes):
+                    marks[i] = ~marks[i]
+            _flip_marked(data, begin, part_bytes, marks, stream, rarer, kept)
+            continue
+        for i in range(count):
+            place = chosen[i] >> 3
+            bit = chosen[i] & 7
+            marks[place] = np.uint8(0)
+            value = np.int64(data[begin + place] >> np.uint8(bit)) & 1
+            if value != rarer or _happens(stream, kept):
+                data[begin + place] ^= np.uint8(1 << bit)
+
+
+@njit(cache=True, nogil=True)
+def _geometric(stream: U64, digits: U64) -> int:
+    """Failures before the first success, at most 2**19: the binary digits of a geometric number are independent.
+
+    `digits[0]` / 2**63 = P(number >= 2**19), `digits[1 + j]` / 2**63 = P(binary digit j is 1).
+    """
+    if digits[0] != np.uint64(0) and _happens(stream, digits[0]):
+        return _GEOMETRIC_LIMIT
+    number = 0
+    for j in range(digits.size - 1):
+        if _happens(stream, digits[1 + j]):
+            number |= 1 << j
+    return number
+
+
+@njit(cache=True, nogil=True)
+def flip_bursts(
+    data: U8,
+    block_bytes: int,
+    first_block: int,
+    key: np.uint64,
+    starts_bad: np.uint64,
+    enter: U64,
+    leave: U64,
+    bad: U64,
+    good: U64,
+) -> None:
+    """Flip bits as a chain of two states does, which starts afresh in every block.
+
+    Args:
+        data: uint8, changed in place; the last block may be short.
+        block_bytes: at most 65536.
+        first_block: index of the first block in its file.
+        starts_bad: the chance of the first bit's state being the bad one, of 2**63.
+        enter, leave: digits (see `_geometric`) of the bits before the bad state is entered or left.
+        bad, good: digits of the bits between flips in either state; empty where there are none.
+    """
+    stream = np.empty(2, np.uint64)
+    for block in range((data.size + block_bytes - 1) // block_bytes):
+        begin = block * block_bytes
+        bits = 8 * min(block_bytes, data.size - begin)
+        _start(stream, key, first_block + block)
+        is_bad = _happens(stream, starts_bad)
+        at = 0
+        while at < bits:
+            end = min(bits, at + 1 + _geometric(stream, leave if is_bad else enter))
+            gaps = bad if is_bad else good
+            if gaps.size:
+                at += _geometric(stream, gaps)
+                while at < end:
+                    data[begin + (at >> 3)] ^= np.uint8(1 << (at & 7))
+                    at += 1 + _geometric(stream, gaps)
+            at = end
+            is_bad = not is_bad
+
+
+@njit(cache=True, nogil=True)
+def _fill(data: U8, low: int, begin: int, end: int, kind: int, key: np.uint64) -> None:
+    """Overwrite file bytes `begin`..`end` of `data`, which starts at byte `low` of the file."""
+    for at in range(begin, end):
+        if kind == 0 or kind == 255:
+            data[at - low] = np.uint8(kind)
+        else:
+            word = _mix(key ^ _mix((np.uint64(at >> 3) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)))
+            data[at - low] = np.uint8((word >> np.uint64(8 * (at & 7))) & np.uint64(255))
+
+
+@njit(cache=True, nogil=True)
+def erase_units(
+    data: U8,
+    low: int,
+    unit_bytes: int,
+    group_units: int,
+    key: np.uint64,
+    fill_key: np.uint64,
+    thresholds: U64,
+    least: int,
+    complement: bool,
+    fill: int,
+) -> None:
+    """Overwrite lost units, drawn group by group: a binomial count, each set of units equally likely.
+
+    Args:
+        data: uint8, changed in place.
+        low: byte of the file `data` starts at.
+        unit_bytes: units are aligned to multiples of this in the file.
+        group_units: units drawn together, at most 65536.
+        thresholds, least: distribution of the count, see `_count`.
+        complement: the count is of units that are *not* lost.
+        fill: 0 or 255: what the bytes of lost units read as; -1: as random bytes.
+    """
+    stream = np.empty(2, np.uint64)
+    marks = np.zeros((group_units + 7) // 8, np.uint8)
+    chosen = np.empty(group_units, np.int32)
+    group_bytes = unit_bytes * group_units
+    high = low + data.size
+    for group in range(low // group_bytes, (high + group_bytes - 1) // group_bytes):
+        _start(stream, key, group)
+        count = _count(stream, thresholds, least)
+        if count == 0 and not complement:
+            continue
+        if group_units == 1:
+            marks[0] = np.uint8(count)
+            chosen[0] = 0
+        else:
+            _choose(stream, count, group_units, marks, chosen)
+        if complement:
+            for unit in range(group_units):
+                if (marks[unit >> 3] >> np.uint8(unit & 7)) & np.uint8(1) == np.uint8(0):
+                    begin = group * group_bytes + unit * unit_bytes
+                    _fill(data, low, max(begin, low), min(begin + unit_bytes, high), fill, fill_key)
+        else:
+            for i in range(count):
+                begin = group * group_bytes + chosen[i] * unit_bytes
+                _fill(data, low, max(begin, low), min(begin + unit_bytes, high), fill, fill_key)
+        for i in range(marks.size):
+            marks[i] = np.uint8(0)

@@ -1,0 +1,291 @@
+"""The contract of channels, run over a table of specs, and the distribution of every kind."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from ckptguard import channels
+from ckptguard.channels import BLOCK_BYTES, NoiseKey
+from ckptguard.channels.noise import binomial, geometric
+from ckptguard.codes.probability import binomial_tail
+from ckptguard.errors import SpecError, UsageError
+
+SPECS = [
+    "bsc:0.01",
+    "bsc:0.0001",
+    "bsc:0.7",
+    "asymmetric:0.01,0.001",
+    "asymmetric:0.0001,0.8",
+    "asymmetric:0.0,0.02",
+    "burst:0.0001,0.01,0.5",
+    "burst:0.001,0.1,1.0,1e-05",
+    "erasure:4096,0.3",
+    "erasure:1460,0.1,zeros",
+    "erasure:1,0.01",
+    "erasure:200000,0.6,ones",
+]
+LENGTH = 5 * BLOCK_BYTES + 20_001
+UNLIKELY = 1e-6  # each bound below is missed so often by a right sampler with another seed
+
+
+def stored(length: int = LENGTH) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, length, dtype=np.uint8)
+
+
+def corrupted(spec: str, data: np.ndarray, key: NoiseKey = NoiseKey(1, "a")) -> np.ndarray:  # noqa: B008
+    result = data.copy()
+    channels.make(spec).corrupt(result, 0, key)
+    return result
+
+
+def bits_of(data: np.ndarray) -> np.ndarray:
+    return np.unpackbits(data, bitorder="little")
+
+
+def assert_binomial(hits: int, count: int, p: float) -> None:
+    """Neither tail of Bin(count, p) from `hits` on is unlikely."""
+    assert binomial_tail(count, p, hits - 1) > UNLIKELY, f"{hits} of {count} are too many at {p}"
+    assert 1.0 - binomial_tail(count, p, hits) > UNLIKELY, f"{hits} of {count} are too few at {p}"
+
+
+def assert_uniform(counts: np.ndarray) -> None:
+    """Chi-square of equally likely classes within 5 standard deviations (normal approximation)."""
+    expected = counts.sum() / counts.size
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    freedom = counts.size - 1
+    assert abs(chi_square - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_spec_makes_an_equal_channel_again(spec):
+    channel = channels.make(spec)
+    assert channel.spec == spec
+    assert channels.make(spec.replace(",", " , ")).spec == spec
+    assert channel.name == spec.partition(":")[0]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_any_partition_into_blocks_in_any_order_gives_the_same_bytes(spec):
+    data = stored()
+    whole = corrupted(spec, data)
+    channel = channels.make(spec)
+    for borders in ([0, 1, 2, 3, 4, 5], [0, 2], [0, 4, 5]):
+        pieces = data.copy()
+        for begin, end in reversed(list(zip(borders, [*borders[1:], None], strict=True))):
+            stop = None if end is None else end * BLOCK_BYTES
+            channel.corrupt(pieces[begin * BLOCK_BYTES : stop], begin, NoiseKey(1, "a"))
+        assert np.array_equal(pieces, whole)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_seed_and_shard_both_change_what_is_drawn(spec):
+    data = stored()
+    first = corrupted(spec, data)
+    assert np.array_equal(first, corrupted(spec, data))
+    assert any(not np.array_equal(first, corrupted(spec, data, NoiseKey(seed, "a"))) for seed in range(2, 20))
+    assert any(not np.array_equal(first, corrupted(spec, data, NoiseKey(1, shard))) for shard in "bcdefghijklmnopqrs")
+
+
+@pytest.mark.parametrize("spec", ["bsc:0", "asymmetric:0,0", "burst:0,1,1", "burst:0.5,0.5,0", "erasure:4096,0"])
+def test_a_rate_of_zero_changes_nothing(spec):
+    data = stored()
+    assert np.array_equal(corrupted(spec, data), data)
+    assert channels.make(spec).bit_error_rate == 0.0
+
+
+@pytest.mark.parametrize("spec", ["bsc:1", "asymmetric:1,1", "burst:1,0,1", "burst:0.3,0.4,1,1"])
+def test_a_rate_of_one_flips_every_bit(spec):
+    data = stored()
+    assert np.array_equal(corrupted(spec, data), ~data)
+    assert channels.make(spec).bit_error_rate == 1.0
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_an_empty_file_stays_empty(spec):
+    assert corrupted(spec, np.zeros(0, np.uint8)).size == 0
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_cannot_be_changed_in_place_is_refused(spec):
+    channel = channels.make(spec)
+    fixed = np.zeros(10, np.uint8)
+    fixed.setflags(write=False)
+    for data in (np.zeros(10, np.int8), np.zeros((2, 5), np.uint8), np.zeros(20, np.uint8)[::2], fixed):
+        with pytest.raises(UsageError, match="uint8"):
+            channel.corrupt(data, 0, NoiseKey(0))
+    with pytest.raises(UsageError, match="index"):
+        channel.corrupt(np.zeros(10, np.uint8), -1, NoiseKey(0))
+    with pytest.raises(UsageError, match="seed"):
+        channel.corrupt(np.zeros(10, np.uint8), 0, NoiseKey(1 << 64))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "not of the form"),
+        ("bcs:1e-3", "did you mean 'bsc'"),
+        ("awgn:1", "known: asymmetric, bsc, burst, erasure"),
+        ("bsc", "bsc:p"),
+        ("bsc:1e-3,1e-3", "bsc:p"),
+        ("bsc:1.5", "probability in 0 .. 1, not '1.5'"),
+        ("bsc:-0.1", "probability"),
+        ("bsc:nan", "probability"),
+        ("bsc:often", "probability"),
+        ("asymmetric:0.1", "asymmetric:p01,p10"),
+        ("asymmetric:0.1,2", "p10 of channel 'asymmetric'"),
+        ("burst:0.1,0.1", "burst:p_enter"),
+        ("burst:0.1,0.1,0.5,0,0", "burst:p_enter"),
+        ("burst:0.1,0.1,7", "p_bad of channel 'burst'"),
+        ("burst:0,0,1", "cannot both be 0"),
+        ("erasure:4096", "erasure:bytes,p"),
+        ("erasure:x,0.1", "erasure:bytes,p"),
+        ("erasure:0,0.1", "1 to 2\\*\\*40 bytes"),
+        ("erasure:4096,2", "p of channel 'erasure'"),
+        ("erasure:4096,0.1,zeroes", "did you mean 'zeros'"),
+    ],
+)
+def test_a_wrong_spec_is_refused_with_what_was_expected(spec, message):
+    with pytest.raises(SpecError, match=message):
+        channels.make(spec)
+
+
+def test_making_a_channel_does_not_import_numba():
+    program = "import sys; from ckptguard import channels; [channels.make(spec) for spec in sys.argv[1:]]"
+    program += "; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program, *SPECS], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("count", "p"), [(8, 0.5), (24, 0.3), (300, 1e-3), (65536, 1e-2), (65536, 1e-9), (1, 0.25)])
+def test_the_distribution_function_of_counts_is_exact_to_the_last_bit(count, p):
+    thresholds, least = binomial(count, p)
+    hit, so_far = Fraction(p), Fraction(0)
+    if count > 1000:
+        for i, threshold in enumerate(thresholds.tolist()):
+            assert 1.0 - threshold / 2**64 == pytest.approx(binomial_tail(count, p, least + i), rel=1e-9, abs=1e-15)
+        return
+    expected = []
+    for j in range(count + 1):
+        so_far += math.comb(count, j) * hit**j * (1 - hit) ** (count - j)
+        expected.append(round(so_far * 2**64))
+    expected = [value for value in expected if 0 < value < 2**64]
+    assert thresholds.size == len(expected)
+    assert all(abs(a - b) <= 1 for a, b in zip(thresholds.tolist(), expected, strict=True))
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5, 0.1, 1e-3, 1e-6])
+def test_the_digits_of_geometric_numbers_have_their_exact_chances(p):
+    digits = geometric(p).tolist()
+    miss = 1 - p
+    assert digits[0] / 2**63 == pytest.approx(miss ** (1 << 19), rel=1e-9, abs=1e-15)
+    for j, digit in enumerate(digits[1:]):
+        power = miss ** (1 << j)
+        assert digit / 2**63 == pytest.approx(power / (1 + power), rel=1e-9, abs=1e-18)
+
+
+@pytest.mark.parametrize("p", [1e-2, 1e-4, 0.3, 0.7])
+def test_bsc_flips_a_binomial_number_of_bits_and_all_places_alike(p):
+    data = stored(64 * BLOCK_BYTES if p < 0.1 else 4 * BLOCK_BYTES)
+    flips = bits_of(data ^ corrupted(f"bsc:{p}", data))
+    assert_binomial(int(flips.sum()), flips.size, p)
+    where = np.flatnonzero(flips) if p < 0.5 else np.flatnonzero(flips == 0)
+    assert_uniform(np.bincount(where % 65536 // 1024, minlength=64))
+    assert_uniform(np.bincount(where % 8, minlength=8))
+    assert_uniform(np.bincount(where * 64 // flips.size, minlength=64))
+
+
+def test_bsc_counts_of_parts_spread_as_a_binomial_does():
+    data = stored(128 * BLOCK_BYTES)
+    flips = bits_of(data ^ corrupted("bsc:0.001", data)).reshape(-1, 65536).sum(axis=1)
+    variance = 65536 * 0.001 * 0.999
+    ratio = ((flips - 65.536) ** 2).sum() / variance
+    assert abs(ratio - flips.size) < 5 * math.sqrt(2 * flips.size)
+
+
+def test_flips_of_neighbouring_bits_are_independent():
+    data = stored(64 * BLOCK_BYTES)
+    flips = bits_of(data ^ corrupted("bsc:0.05", data))
+    assert_binomial(int((flips[::2] & flips[1::2]).sum()), flips.size // 2, 0.0025)
+
+
+@pytest.mark.parametrize(("p01", "p10"), [(1e-2, 1e-3), (1e-4, 5e-3), (0.0, 0.01), (0.9, 0.2), (0.6, 0.6), (1.0, 0.0)])
+def test_asymmetric_rates_hold_for_zeros_and_for_ones(p01, p10):
+    data = stored(16 * BLOCK_BYTES) & stored(16 * BLOCK_BYTES)[::-1]
+    before, after = bits_of(data), bits_of(corrupted(f"asymmetric:{p01},{p10}", data))
+    assert_binomial(int(after[before == 0].sum()), int((before == 0).sum()), p01)
+    assert_binomial(int((after[before == 1] == 0).sum()), int((before == 1).sum()), p10)
+    assert channels.make(f"asymmetric:{p01},{p10}").bit_error_rate == max(p01, p10)
+
+
+def test_bursts_have_the_stationary_rate_in_every_part_of_a_block():
+    channel = channels.make("burst:0.001,0.02,1")
+    data = stored(64 * BLOCK_BYTES)
+    flips = bits_of(data ^ corrupted(channel.spec, data)).reshape(64, -1)
+    assert channel.bit_error_rate == pytest.approx(1 / 21)
+    for part in np.split(flips, 8, axis=1):
+        # neighbours correlate as 0.979**distance, so that the variance is (1 + 0.979) / (1 - 0.979) times a binomial's
+        spread = math.sqrt(part.size * (1 / 21) * (20 / 21) * 1.979 / 0.021)
+        assert abs(part.sum() - part.size / 21) < 5 * spread
+    assert 0 < flips[:, 0].sum() < 20
+
+
+def test_bursts_are_geometric_runs():
+    data = np.zeros(64 * BLOCK_BYTES, np.uint8)
+    flips = bits_of(corrupted("burst:0.001,0.25,1", data))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flips, [0]]).astype(np.int8)))
+    lengths = Counter((edges[1::2] - edges[::2]).tolist())
+    runs = sum(lengths.values())
+    for length in range(1, 12):
+        assert_binomial(lengths[length], runs, 0.25 * 0.75 ** (length - 1))
+    gaps = edges[2::2] - edges[1:-1:2]
+    assert_binomial(int((gaps <= 500).sum()), gaps.size, 1 - 0.999**500)
+
+
+@pytest.mark.parametrize("p_bad", [0.5, 0.01])
+def test_bits_of_the_bad_state_flip_at_their_own_rate(p_bad):
+    data = stored(8 * BLOCK_BYTES)
+    channel = channels.make(f"burst:1,0,{p_bad},1")
+    flips = bits_of(data ^ corrupted(channel.spec, data))
+    assert channel.bit_error_rate == p_bad
+    assert_binomial(int(flips.sum()), flips.size, p_bad)
+
+
+def test_flips_of_the_good_state_come_besides_bursts():
+    data = stored(8 * BLOCK_BYTES)
+    flips = bits_of(data ^ corrupted("burst:0,1,1,0.01", data))
+    assert_binomial(int(flips.sum()), flips.size, 0.01)
+
+
+@pytest.mark.parametrize(("unit", "p"), [(512, 0.1), (4096, 0.7), (1460, 0.3), (1, 0.01), (7, 0.5), (100_000, 0.3)])
+@pytest.mark.parametrize(("fill", "value"), [("zeros", 0), ("ones", 255)])
+def test_erasure_loses_whole_aligned_units_and_a_binomial_number_of_them(unit, p, fill, value):
+    data = np.full((64 if unit > 100 else 2) * BLOCK_BYTES + 5000, 0x5A, np.uint8)
+    result = corrupted(f"erasure:{unit},{p},{fill}", data)
+    lost = [bool((piece == value).all()) for piece in np.array_split(result, range(unit, result.size, unit))]
+    kept = np.repeat(np.logical_not(lost), unit)[: result.size]
+    assert np.array_equal(result, np.where(kept, 0x5A, value))
+    assert_binomial(sum(lost), len(lost), p)
+    assert channels.make(f"erasure:{unit},{p},{fill}").bit_error_rate == p
+
+
+def test_lost_units_read_as_random_bits_by_default():
+    data = np.zeros(16 * BLOCK_BYTES, np.uint8)
+    channel = channels.make("erasure:4096,1")
+    bits = bits_of(corrupted(channel.spec, data))
+    assert channel.bit_error_rate == 0.5
+    assert_binomial(int(bits.sum()), bits.size, 0.5)
+    assert_uniform(np.bincount(np.packbits(bits), minlength=256))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("p", [1e-2, 1e-3, 1e-6])
+def test_bsc_rate_holds_over_a_gigabit(p):
+    data = np.zeros(1 << 27, np.uint8)
+    channels.make(f"bsc:{p}").corrupt(data, 0, NoiseKey(5))
+    assert_binomial(int(np.bitwise_count(data).sum()), 8 * data.size, p)
