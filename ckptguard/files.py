@@ -67,16 +67,15 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
 
 
 def read_exactly(file: BinaryIO, offset: int, size: int, error: type[CkptGuardError] = CheckpointError) -> bytes:
-    """`size` bytes from `offset` on, never fewer.
+    """`size` bytes from `offset` on, never fewer. Threads may share a file of the system: its position is not used.
 
     Raises:
         error: the file ends before them; the message names the file and how many bytes are missing.
     """
-    file.seek(offset)
     parts: list[bytes] = []
     missing = size
     while missing > 0:
-        part = file.read(missing)
+        part = _read_some(file, offset + size - missing, missing)
         if not part:
             name = getattr(file, "name", "the file")
             raise error(
@@ -86,6 +85,15 @@ def read_exactly(file: BinaryIO, offset: int, size: int, error: type[CkptGuardEr
         parts.append(part)
         missing -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _read_some(file: BinaryIO, offset: int, size: int) -> bytes:
+    try:
+        descriptor = file.fileno()
+    except (AttributeError, OSError):  # a file in memory
+        file.seek(offset)
+        return file.read(size)
+    return os.pread(descriptor, size, offset)
 
 
 def _temporary(target: Path) -> Path:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,12 @@ def test_a_truncated_file_is_told_with_the_place(tmp_path: Path) -> None:
         read_exactly(file, 1, 4)
     with pytest.raises(ContainerError, match="the file: ends"):
         read_exactly(io.BytesIO(b""), 0, 1, ContainerError)
+
+
+def test_threads_that_share_a_file_read_what_they_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "numbers"
+    path.write_bytes(b"".join(number.to_bytes(8, "little") for number in range(1 << 14)))
+    with path.open("rb") as file, ThreadPoolExecutor(4) as pool:
+        numbers = [number * 7919 % (1 << 14) for number in range(8000)]
+        read = list(pool.map(lambda number: read_exactly(file, 8 * number, 8), numbers))
+    assert [int.from_bytes(data, "little") for data in read] == numbers

@@ -294,7 +294,7 @@ def _targets(
     parent = stack.enter_context(atomic_folder(path, overwrite=overwrite))
     opened = []
     for job in jobs:
-        file = stack.enter_context((parent / job.plan.name).open("xb"))
+        file = stack.enter_context((parent / job.plan.name).open("x+b"))
         opened.append((parent / job.plan.name, file.fileno()))
     return path, opened
 
@@ -320,7 +320,7 @@ def _write_set(
             index, len(jobs_to_do), size, job.plan.payload_bytes, job.plan.parity_bytes, 0, 0, job.plan.beside
         )
         writer = ShardWriter(descriptor, superblock)
-        digests, magnitudes, lost = _write_shard(job, writer, descriptor, superblock, jobs, progress)
+        digests, magnitudes, lost = _write_shard(job, writer, jobs, progress)
         losses |= {(index, part): loss for part, loss in lost.items()}
         metadata = pack_metadata(info, job.plan, digests, magnitudes, lost)
         written.append((writer, superblock, metadata))
@@ -338,8 +338,6 @@ def _write_set(
 def _write_shard(
     job: _Job,
     writer: ShardWriter,
-    descriptor: int,
-    superblock: Superblock,
     jobs: int | None,
     progress: work.Progress,
 ) -> tuple[Digests, npt.NDArray[np.float64], dict[int, Losses]]:
@@ -359,7 +357,7 @@ def _write_shard(
         def read_payload(offset: int, size: int) -> Bytes:
             if job.is_image or shard.beside:
                 return np.frombuffer(read_exactly(sources[0], offset, size), np.uint8)
-            return np.frombuffer(os.pread(descriptor, size, superblock.payload_offset + offset), np.uint8)
+            return writer.read_payload(offset, size)
 
         def encode(place: tuple[int, int]) -> None:
             unit = shard.unit(*place)
