@@ -63,8 +63,8 @@ class Examined:
         pieces: outcomes, as `unit.pieces`.
         bytes: (sum of piece sizes,) stored bytes, piece after piece, after decoding.
         read: the same as read, before decoding; the same object where nothing was decoded.
-        parity: (parity_bytes,) as it should be where the message is known, else as decoded; None unless asked for or
-            needed.
+        parity: (parity_bytes,) as it should be where it was asked for and the message is known, else as decoded; None
+            unless asked for or needed.
         parity_damaged: the parity read differs from what was written; False where it was not looked at.
         decoded: whether the decoder ran.
         codewords: in the unit.
@@ -193,7 +193,7 @@ def examine(shard: Shard, stream_index: int, unit_index: int, *, parity: bool = 
     found = [State.EXACT if e else State.PROTECTED if i else State.LOST for e, i in zip(exact, intact, strict=True)]
     if intact.all():
         return _without_decoding(shard, unit, data, found, parity, restored)
-    return _decode(shard, unit, data, words, found, indices)
+    return _decode(shard, unit, data, words, found, indices, parity)
 
 
 def _replace_headers(shard: ShardPlan, unit: Unit, data: Bytes) -> dict[int, int]:
@@ -227,7 +227,9 @@ def _without_decoding(
     return Examined(unit, outcomes, data, data, stored, damaged, False, unit.layout.codewords, none, None)
 
 
-def _decode(shard: Shard, unit: Unit, data: Bytes, words: Words, found: list[State], indices: slice) -> Examined:
+def _decode(
+    shard: Shard, unit: Unit, data: Bytes, words: Words, found: list[State], indices: slice, parity: bool
+) -> Examined:
     stream = shard.plan.streams[unit.stream]
     stored = shard.file.read_parity(unit.parity_offset, unit.layout.parity_bytes)
     damaged = unit.parity_digest >= 0 and xxhash.xxh3_64_intdigest(stored.data) != int(
@@ -239,7 +241,7 @@ def _decode(shard: Shard, unit: Unit, data: Bytes, words: Words, found: list[Sta
     scatter_words(unit, words, fixed)
     exact = raw_digests(unit, fixed) == shard.digests.raw[indices]
     intact = protected_digests(unit, words, stream.mask) == shard.digests.protected[indices]
-    if intact.all() and unit.layout.parity_bytes:
+    if parity and intact.all() and unit.layout.parity_bytes:
         stored = stream.code.encode(words, stream.mask)
     changed = np.bitwise_count(before ^ words)
     lost_bits, failed = None, flips < 0
