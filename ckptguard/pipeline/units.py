@@ -42,8 +42,8 @@ class PieceOutcome:
         found: its state as read.
         state: its state after decoding.
         corrected: bits the decoder flipped back in it.
-        uncorrectable: codewords with bits in it that the decoder gave up on.
-        affected: elements that have bits in such codewords.
+        uncorrectable: codewords of the unit that the decoder gave up on, where elements are affected.
+        affected: elements that have bits in such codewords, unless the piece's digest proves them right.
     """
 
     part: int
@@ -69,7 +69,8 @@ class Examined:
         decoded: whether the decoder ran.
         codewords: in the unit.
         flips: (codewords,) the decoder's word, empty where it did not run.
-        lost_bits: (as bytes) bitmap of stored bits that belong to uncorrectable codewords; None where there are none.
+        lost_bits: (as bytes) bitmap of stored bits that belong to uncorrectable codewords, but for pieces whose digest
+            proves them right; None where no codeword is uncorrectable.
     """
 
     unit: Unit
@@ -248,6 +249,9 @@ def _decode(
     if failed.any():
         lost_bits = np.zeros_like(data)
         scatter_words(unit, stream.code.cover(failed, unit.words, stream.mask), lost_bits)
+        for where, proven in zip(piece_slices(unit), intact, strict=True):
+            if proven:  # the codeword failed, but not for what it holds of this piece
+                lost_bits[where] = 0
     outcomes = []
     for place, (piece, where) in enumerate(zip(unit.pieces, piece_slices(unit), strict=True)):
         state = State.EXACT if exact[place] else State.PROTECTED if intact[place] else State.LOST
