@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ckptguard.codes.bch import Bch, binomial_tail
+from ckptguard.codes.bch import Bch
+from ckptguard.codes.probability import binomial_tail
 from ckptguard.errors import SpecError, UsageError
 from ckptguard.kernels import algebra
 
@@ -397,14 +398,14 @@ def test_binomial_tail_is_exact_to_eleven_digits(trials: int, most: int, rate: f
         math.comb(trials, i) * p.numerator**i * (p.denominator - p.numerator) ** (trials - i) for i in range(most + 1)
     )
     exact = 1 - Fraction(sum(terms), p.denominator**trials)
-    assert binomial_tail(trials, most, float(p)) == pytest.approx(float(exact), rel=1e-11)
+    assert binomial_tail(trials, float(p), most) == pytest.approx(float(exact), rel=1e-11)
 
 
 def test_binomial_tail_at_the_ends() -> None:
-    assert binomial_tail(15, 2, 0.0) == 0.0
-    assert binomial_tail(15, 2, 1.0) == 1.0
-    assert binomial_tail(2, 2, 0.5) == 0.0
-    assert binomial_tail(8191, 115, 1e-9) == 0.0
+    assert binomial_tail(15, 0.0, 2) == 0.0
+    assert binomial_tail(15, 1.0, 2) == 1.0
+    assert binomial_tail(2, 0.5, 2) == 0.0
+    assert binomial_tail(8191, 1e-9, 115) == 0.0
 
 
 def clopper_pearson(hits: int, trials: int, confidence: float) -> tuple[float, float]:
@@ -418,8 +419,8 @@ def clopper_pearson(hits: int, trials: int, confidence: float) -> tuple[float, f
         return low
 
     side = (1 - confidence) / 2
-    lower = bisect(lambda p: binomial_tail(trials, hits - 1, p) > side) if hits else 0.0
-    upper = bisect(lambda p: 1 - binomial_tail(trials, hits, p) < side) if hits < trials else 1.0
+    lower = bisect(lambda p: binomial_tail(trials, p, hits - 1) > side) if hits else 0.0
+    upper = bisect(lambda p: 1 - binomial_tail(trials, p, hits) < side) if hits < trials else 1.0
     return lower, upper
 
 

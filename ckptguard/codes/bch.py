@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ckptguard.codes.lanes import LaneCode, Rows
-from ckptguard.errors import SpecError, UsageError
+from ckptguard.codes.probability import binomial_tail
+from ckptguard.errors import SpecError
 from ckptguard.kernels import algebra
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Bch(LaneCode):
         Raises:
             UsageError: the rate is no probability.
         """
-        return binomial_tail(codeword_bits, self.t, bit_error_rate)
+        return binomial_tail(codeword_bits, bit_error_rate, self.t)
 
     def _tables(self) -> Tables:
         from ckptguard.kernels import bch
@@ -82,7 +82,7 @@ def _correctable(n: int, k: int) -> int:
         lengths = [(1 << i) - 1 for i in range(algebra.MIN_M, algebra.MAX_M + 1)]
         nearest = min(lengths, key=lambda length: abs(length - n))
         raise SpecError(
-            f"bch:{n},{k}: n must be 2^m - 1, one of {', '.join(map(str, lengths))}; "
+            f"bch:{n},{k}: n must be 2^m - 1, one of {_lengths()}; "
             f"the nearest with about as many parity bits: {_listed(nearest, k + nearest - n)}"
         )
     table = algebra.codes(m)
@@ -95,33 +95,13 @@ def _listed(n: int, k: int) -> str:
     return ", ".join(f"bch:{n},{other} (t = {t})" for other, t in algebra.nearest_codes(n.bit_length(), k))
 
 
-def binomial_tail(trials: int, most: int, probability: float) -> float:
-    """P(X > most) for binomial X, to about 12 digits wherever the result is a normal float.
-
-    Raises:
-        UsageError: `probability` is not within 0..1.
-    """
-    if not 0.0 <= probability <= 1.0:
-        raise UsageError(f"a bit error rate is a probability, 0 to 1; found {probability}")
-    if most >= trials or probability == 0.0:
-        return 0.0
-    if probability == 1.0:
-        return 1.0
-    if most + 1 >= trials * probability:
-        return _sum_away(trials, most + 1, probability)
-    return 1.0 - _sum_away(trials, trials - most, 1.0 - probability)
+def dimensions(n: int) -> list[int]:
+    """Every k for which there is a BCH code of length n, largest first. Raises SpecError for no such length."""
+    m = n.bit_length()
+    if n != (1 << m) - 1 or not algebra.MIN_M <= m <= algebra.MAX_M:
+        raise SpecError(f"there are no BCH codes of length {n}; lengths are {_lengths()}")
+    return list(algebra.codes(m))
 
 
-def _sum_away(trials: int, first: int, probability: float) -> float:
-    """P(X >= first) where first is not below the mean, so that the terms fall."""
-    odds = probability / (1.0 - probability)
-    log_first = (
-        math.log(math.comb(trials, first)) + first * math.log(probability) + (trials - first) * math.log1p(-probability)
-    )
-    total = term = 1.0
-    for i in range(first, trials):
-        term *= (trials - i) / (i + 1) * odds
-        if term < 1e-18 * total:
-            break
-        total += term
-    return math.exp(log_first + math.log(total)) if log_first > -800.0 else 0.0
+def _lengths() -> str:
+    return ", ".join(str((1 << m) - 1) for m in range(algebra.MIN_M, algebra.MAX_M + 1))
