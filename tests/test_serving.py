@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import random
 import subprocess
@@ -29,6 +30,7 @@ from ckptguard.pipeline import reader as reader_module
 from ckptguard.serving import LoadError
 
 STRONG = "bch:8191,6176"  # t = 163: 1e-2 is survived with probability 1 - 1e-15 per codeword
+PAGE = Path(__file__).parents[1] / "docs" / "loading.md"
 METADATA = {"format": "pt", "schrift": "Gewichte für Größe"}
 
 
@@ -694,3 +696,13 @@ def test_models_that_do_not_fit_raise_as_in_safetensors(tmp_path: Path) -> None:
         missing, unexpected = load(torch.nn.Linear(8, 30), tmp_path / path, strict=False)
         assert (sorted(missing), len(unexpected)) == (["bias", "weight"], 1)
     assert messages[0] == messages[1]
+
+
+# --- the page on loading -----------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_page_on_loading_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = doctest.testfile(str(PAGE), module_relative=False)
+    assert results.attempted > 10
+    assert results.failed == 0
