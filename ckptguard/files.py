@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -67,19 +67,15 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
 
 
 def read_exactly(file: BinaryIO, offset: int, size: int, error: type[CkptGuardError] = CheckpointError) -> bytes:
-    """`size` bytes from `offset` on, never fewer.
-
-    A file of the system is read without moving its position, so that any number of threads may share it; another
-    object that reads like a file is for one thread.
+    """`size` bytes from `offset` on, never fewer. Threads may share a file of the system: its position is not used.
 
     Raises:
         error: the file ends before them; the message names the file and how many bytes are missing.
     """
-    read = _positional(file)
     parts: list[bytes] = []
     missing = size
     while missing > 0:
-        part = read(offset + size - missing, missing)
+        part = _read_some(file, offset + size - missing, missing)
         if not part:
             name = getattr(file, "name", "the file")
             raise error(
@@ -91,18 +87,13 @@ def read_exactly(file: BinaryIO, offset: int, size: int, error: type[CkptGuardEr
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _positional(file: BinaryIO) -> Callable[[int, int], bytes]:
-    """A function of (offset, most) that reads some bytes there, none at the end only."""
+def _read_some(file: BinaryIO, offset: int, size: int) -> bytes:
     try:
         descriptor = file.fileno()
-    except (AttributeError, OSError):
-
-        def read(offset: int, most: int) -> bytes:
-            file.seek(offset)
-            return file.read(most)
-
-        return read
-    return lambda offset, most: os.pread(descriptor, most, offset)
+    except (AttributeError, OSError):  # a file in memory
+        file.seek(offset)
+        return file.read(size)
+    return os.pread(descriptor, size, offset)
 
 
 def _temporary(target: Path) -> Path:

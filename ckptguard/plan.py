@@ -254,6 +254,13 @@ class ShardPlan:
             stream.first_digest + index if stream.parity_bytes else -1,
         )
 
+    def piece(self, stream_index: int, unit: int, part_index: int) -> Piece:
+        """The piece of a part in one of the units that `units_of_part` names."""
+        stream = self.streams[stream_index]
+        start = unit * stream.unit_words
+        begin = max(start, int(stream.word_starts[self._places[part_index][1]]))
+        return self._piece(stream, int(np.searchsorted(stream.cuts, begin)), start)
+
     def _piece(self, stream: Stream, cut: int, unit_start: int) -> Piece:
         begin, end = int(stream.cuts[cut]), int(stream.cuts[cut + 1])
         place = int(np.searchsorted(stream.word_starts, begin, "right")) - 1

@@ -1,6 +1,7 @@
 """An evaluator for `ckptguard verify --eval`: top-1 accuracy of a CIFAR-10 ResNet-20 on test images.
 
-    CIFAR10_NPZ=cifar10-test.npz ckptguard verify worn.ckg --against resnet20.th --eval examples/resnet20_cifar10.py:accuracy
+    export CIFAR10_NPZ=cifar10-test.npz
+    ckptguard verify worn.ckg --against resnet20.th --eval examples/resnet20_cifar10.py:accuracy
 
 The file named by CIFAR10_NPZ holds JPEG images: `jpeg` (all bytes), `offsets` (where each image starts and ends) and
 `labels`. CIFAR10_COUNT limits how many are used (default 2000). Needs torch and Pillow.

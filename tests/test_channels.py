@@ -13,7 +13,7 @@ import pytest
 
 from ckptguard import channels
 from ckptguard.channels import BLOCK_BYTES, NoiseKey
-from ckptguard.channels.noise import binomial, geometric
+from ckptguard.channels.noise import binomial, geometric, of_2_to_63, stream_key
 from ckptguard.codes.probability import binomial_tail
 from ckptguard.errors import SpecError, UsageError
 
@@ -281,6 +281,83 @@ def test_lost_units_read_as_random_bits_by_default():
     assert channel.bit_error_rate == 0.5
     assert_binomial(int(bits.sum()), bits.size, 0.5)
     assert_uniform(np.bincount(np.packbits(bits), minlength=256))
+
+
+class SlowStream:
+    """SplitMix64 with an increment of its own, in Python's integers."""
+
+    WORD = 2**64 - 1
+
+    def __init__(self, key: int, index: int):
+        self.state = self.mix(key ^ self.mix((index + 1) * 0x9E3779B97F4A7C15 & self.WORD))
+        self.step = self.mix(self.state + 0xD1B54A32D192ED03 & self.WORD) | 1
+
+    def mix(self, z: int) -> int:
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & self.WORD
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & self.WORD
+        return z ^ z >> 31
+
+    def draw(self) -> int:
+        self.state = self.state + self.step & self.WORD
+        return self.mix(self.state)
+
+    def happens(self, of_2_to_63: int) -> bool:
+        return self.draw() >> 1 < of_2_to_63
+
+    def binomial(self, count: int, p: float) -> int:
+        thresholds, least = binomial(count, p)
+        u = self.draw()
+        return least + sum(threshold <= u for threshold in thresholds.tolist())
+
+    def geometric(self, p: float) -> int:
+        overflow, *digits = geometric(p).tolist()
+        if overflow and self.happens(overflow):
+            return 1 << 19
+        return sum(self.happens(digit) << j for j, digit in enumerate(digits))
+
+    def places(self, count: int, bits: int) -> list[int]:
+        found: list[int] = []
+        while len(found) < count:
+            r = self.draw()
+            for place in (r >> shift & 0xFFFF for shift in (0, 16, 32, 48)):
+                if place < bits and place not in found and len(found) < count:
+                    found.append(place)
+        return found
+
+
+@pytest.mark.parametrize(("p01", "p10"), [(0.02, 0.02), (0.03, 0.01), (0.001, 0.02)])
+def test_independent_flips_agree_with_their_slow_twin(p01, p10):
+    channel = channels.make(f"asymmetric:{p01},{p10}" if p01 != p10 else f"bsc:{p01}")
+    data = stored(8192 + 500)
+    bits = bits_of(data)
+    key = int(stream_key(NoiseKey(1, "a"), channel.spec))
+    rarer, kept = (0 if p01 < p10 else 1), int(of_2_to_63(min(p01, p10) / max(p01, p10)))
+    for part, (begin, size) in enumerate([(0, 65536), (65536, 4000)]):
+        stream = SlowStream(key, part)
+        places = stream.places(stream.binomial(size, max(p01, p10)), size)
+        for place in places if len(places) <= 256 else sorted(places):
+            if p01 == p10 or bits[begin + place] != rarer or stream.happens(kept):
+                bits[begin + place] ^= 1
+    assert np.array_equal(bits_of(corrupted(channel.spec, data)), bits)
+
+
+def test_bursts_agree_with_their_slow_twin():
+    channel = channels.make("burst:0.001,0.02,0.4,0.0003")
+    data = stored(BLOCK_BYTES + 3000)
+    bits = bits_of(data)
+    key = int(stream_key(NoiseKey(1, "a"), channel.spec))
+    for block, (begin, stop) in enumerate([(0, 8 * BLOCK_BYTES), (8 * BLOCK_BYTES, bits.size)]):
+        stream, at = SlowStream(key, block), begin
+        is_bad = stream.happens(int(of_2_to_63(channel.bad_share)))
+        while at < stop:
+            end = min(stop, at + 1 + stream.geometric(channel.p_leave if is_bad else channel.p_enter))
+            p = channel.p_bad if is_bad else channel.p_good
+            at += stream.geometric(p)
+            while at < end:
+                bits[at] ^= 1
+                at += 1 + stream.geometric(p)
+            at, is_bad = end, not is_bad
+    assert np.array_equal(bits_of(corrupted(channel.spec, data)), bits)
 
 
 @pytest.mark.slow

@@ -94,9 +94,8 @@ class LaneCode(Code):
         flips = self.decode_rows(message, parity_rows)[: cut.codewords]
         if flips.any():
             message ^= read
-            padding = cut.padding_lanes()
-            if padding is not None and (message[-1] & padding).any():
-                wrong = message[-1] & padding
+            if cut.padding is not None and (message[-1] & cut.padding).any():
+                wrong = message[-1] & cut.padding
                 message &= ~wrong
                 parity_rows ^= (parity_rows ^ parity_read) & wrong
                 flips[_lanes(wrong, cut.codewords)] = -1
@@ -113,9 +112,8 @@ class LaneCode(Code):
         packed = np.packbits(codewords, bitorder="little")
         chosen[: packed.size] = packed
         message = np.tile(chosen.view(np.uint64), (cut.message_bits, 1))
-        padding = cut.padding_lanes()
-        if padding is not None:
-            message[-1] &= ~padding
+        if cut.padding is not None:
+            message[-1] &= ~cut.padding
         result = np.zeros(words, np.uint64)
         _scatter(_flat_of(message, cut), mask, result, cut)
         return result
@@ -123,9 +121,7 @@ class LaneCode(Code):
     def _cut(self, words: int, planes: int) -> _Cut:
         full = TILE_WORDS * self.unit_tiles(planes)
         _require(0 <= words <= full, f"a unit of {self.spec} with {planes} planes has 0 to {full} words, not {words}")
-        bits = words * planes
-        codewords = TILE_WORDS * -(-bits // (TILE_WORDS * self.k)) if words == full else -(-bits // self.k)
-        return _Cut(words, planes, codewords, words == full)
+        return _cut(self.k, words, planes, words == full)
 
     def _cut_of(self, words: Words, mask: int) -> _Cut:
         if words.dtype != np.uint64 or words.ndim != 1 or not words.flags.c_contiguous:
@@ -148,35 +144,37 @@ class _Cut:
 
     Attributes:
         words, planes: what the unit holds.
+        bits: B of the flat order.
         codewords: C of the flat order.
         full: True where the planes themselves, put together, are the rows.
+        message_bits, lane_words: shape of the message rows.
+        padding: (lane_words,) uint64, the codewords whose last message bit is padding; None where none is.
     """
 
     words: int
     planes: int
+    bits: int
     codewords: int
     full: bool
+    message_bits: int
+    lane_words: int
+    padding: Rows | None
 
-    @property
-    def bits(self) -> int:
-        return self.words * self.planes
 
-    @property
-    def message_bits(self) -> int:
-        return -(-self.bits // self.codewords) if self.codewords else 0
-
-    @property
-    def lane_words(self) -> int:
-        return 8 * -(-self.codewords // 512)
-
-    def padding_lanes(self) -> Rows | None:
-        """(lane_words,) uint64, the codewords whose last message bit is padding; None where none is."""
-        short = self.message_bits * self.codewords - self.bits
-        if not short:
-            return None
-        lanes = np.zeros(64 * self.lane_words, np.bool_)
-        lanes[self.codewords - short : self.codewords] = True
-        return np.packbits(lanes, bitorder="little").view(np.uint64)
+@lru_cache(maxsize=256)
+def _cut(k: int, words: int, planes: int, full: bool) -> _Cut:
+    bits = words * planes
+    codewords = TILE_WORDS * -(-bits // (TILE_WORDS * k)) if full else -(-bits // k)
+    message_bits = -(-bits // codewords) if codewords else 0
+    lane_words = 8 * -(-codewords // 512)
+    short = message_bits * codewords - bits
+    padding = None
+    if short:
+        lanes = np.zeros(64 * lane_words, np.bool_)
+        lanes[codewords - short : codewords] = True
+        padding = np.packbits(lanes, bitorder="little").view(np.uint64)
+        padding.setflags(write=False)
+    return _Cut(words, planes, bits, codewords, full, message_bits, lane_words, padding)
 
 
 def _require(holds: bool, message: str) -> None:
@@ -210,9 +208,12 @@ def _gather(words: Words, mask: int, cut: _Cut) -> npt.NDArray[np.uint64]:
     """The unit's flat bits, with zero words behind them up to a whole number of rows."""
     from ckptguard.kernels import planes
 
+    if cut.full and cut.padding is None:
+        flat = np.empty(cut.words // 64 * cut.planes, np.uint64)
+        planes.gather_tiles(words, np.uint64(mask), flat)
+        return flat
     whole = cut.words - cut.words % TILE_WORDS
-    size = cut.message_bits * cut.lane_words if cut.full else _words_of(cut.bits)
-    flat = np.zeros(size, np.uint64)
+    flat = np.zeros(cut.message_bits * cut.lane_words if cut.full else _words_of(cut.bits), np.uint64)
     at = whole // 64 * cut.planes
     planes.gather_tiles(words[:whole], np.uint64(mask), flat[:at])
     rest = cut.words - whole

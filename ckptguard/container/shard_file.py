@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from ckptguard.errors import ContainerError, MetadataLostError
 SUFFIX = ".ckg"
 _MAX_METADATA_BYTES = 1 << 31
 _LONGEST_LOSS = 16
+_MAX_VECTORS = 512  # buffers per call; the system takes at least 1024
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -141,6 +144,10 @@ class ShardFile:
         shift = 0 if self.superblock.beside else self.missing_front
         return _read(self._payload_descriptor, self.superblock.payload_offset + offset - shift, size)
 
+    def read_payload_into(self, offset: int, targets: Sequence[Bytes]) -> None:
+        """Fill contiguous arrays, one after the other, with payload from `offset` on; no copy is made on the way."""
+        _read_into(self._payload_descriptor, self.payload_position(offset), targets)
+
     def read_parity(self, offset: int, size: int) -> Bytes:
         """(size,) bytes of the parity region; bytes that the file lacks read as zero."""
         return _read(self._descriptor, self.superblock.parity_offset + offset - self.missing_front, size)
@@ -262,16 +269,35 @@ def _open_payload(path: Path, payload_path: Path) -> int:
 
 def _read(descriptor: int, position: int, size: int) -> Bytes:
     """(size,) bytes from `position`; whatever lies outside the file reads as zero."""
-    data = np.zeros(size, np.uint8)
-    start = min(max(0, -position), size)
-    view = data.data[start:]
-    position += start
-    while view:
-        count = os.preadv(descriptor, [view], position)
+    data = np.empty(size, np.uint8)
+    _read_into(descriptor, position, [data])
+    return data
+
+
+def _read_into(descriptor: int, position: int, targets: Sequence[Bytes]) -> None:
+    """Fill the targets from `position` on; whatever lies outside the file becomes zero."""
+    views = deque(target.data for target in targets if target.size)
+    while views and position < 0:
+        before = min(-position, len(views[0]))
+        np.frombuffer(views[0], np.uint8)[:before] = 0
+        _advance(views, before)
+        position += before
+    while views:
+        count = os.preadv(descriptor, list(islice(views, _MAX_VECTORS)), position)
         if count == 0:
             break
-        view, position = view[count:], position + count
-    return data
+        _advance(views, count)
+        position += count
+    for view in views:
+        np.frombuffer(view, np.uint8)[:] = 0
+
+
+def _advance(views: deque[memoryview], count: int) -> None:
+    """Drop `count` bytes from the front."""
+    while views and count >= len(views[0]):
+        count -= len(views.popleft())
+    if count:
+        views[0] = views[0][count:]
 
 
 def _decode_superblock(stored: bytes) -> Superblock | None:

@@ -16,6 +16,7 @@ FRAMEWORKS = {"pt": "torch", "pytorch": "torch", "torch": "torch", "np": "numpy"
 
 TORCH_DTYPES = {
     "BOOL": "bool",
+    "F4": "float4_e2m1fn_x2",
     "U8": "uint8",
     "I8": "int8",
     "F8_E5M2": "float8_e5m2",
@@ -71,14 +72,28 @@ def tensor_from_bytes(framework: str, dtype: DType, shape: tuple[int, ...], data
     if framework_name(framework) == "numpy":
         return data.view(numpy_dtype(dtype)).reshape(shape)
     torch = import_torch()
-    name = TORCH_DTYPES.get(dtype.name)
-    if name is None or not hasattr(torch, name):
-        raise UsageError(f"torch {torch.__version__} has no dtype for {dtype.name}")
-    kind = getattr(torch, name)
+    kind = torch_dtype(dtype)
+    shape = tensor_shape(framework, dtype, shape)
     if data.size == 0:
         return torch.empty(shape, dtype=kind, device=device)
     tensor = torch.from_numpy(data).view(kind).reshape(shape)
     return tensor if str(device) == "cpu" else tensor.to(device)
+
+
+def tensor_shape(framework: str, dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that the framework gives a tensor; torch packs two elements of F4 into one along the last axis."""
+    if dtype.name == "F4" and framework_name(framework) == "torch":
+        return (*shape[:-1], shape[-1] // 2)
+    return shape
+
+
+def torch_dtype(dtype: DType) -> Any:
+    """torch's dtype, or UsageError where this version of torch has none."""
+    torch = import_torch()
+    name = TORCH_DTYPES.get(dtype.name)
+    if name is None or not hasattr(torch, name):
+        raise UsageError(f"torch {torch.__version__} has no dtype for {dtype.name}")
+    return getattr(torch, name)
 
 
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
@@ -92,5 +107,6 @@ def numpy_dtype(dtype: DType) -> np.dtype[Any]:
             raise MissingExtraError(
                 f"numpy has no type for {dtype.name}: pip install ml_dtypes, or use framework='pt'"
             ) from error
-        return np.dtype(getattr(ml_dtypes, ML_DTYPES[dtype.name]))
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, ML_DTYPES[dtype.name]))
+        return found
     raise UsageError(f"numpy has no type for {dtype.name}")

@@ -58,15 +58,18 @@ def correct(
         flips: (64 * lane_words,) int32 of zeros; 1 and -1 are written.
     """
     bits = message.shape[0]
+    near = np.empty((CHECKS, 8), np.uint64)
     dirty = np.empty(8, np.uint64)
     found = np.empty(8, np.uint64)
     match = np.empty(8, np.uint64)
+    wrong = np.empty(CHECKS, np.uint64)
     for begin in range(0, syndrome.shape[1], 8):
         seen = np.uint64(0)
         for column in range(8):
             some = np.uint64(0)
             for r in range(CHECKS):
-                some |= syndrome[r, begin + column]
+                near[r, column] = syndrome[r, begin + column]
+                some |= near[r, column]
             dirty[column] = some
             found[column] = np.uint64(0)
             seen |= some
@@ -74,23 +77,32 @@ def correct(
             continue
         for i in range(bits + parity.shape[0]):
             pattern = np.int64(columns[i]) if i < bits else np.int64(1) << np.int64(i - bits)
-            for column in range(8):
-                match[column] = dirty[column]
             for r in range(CHECKS):
-                wrong = np.uint64(0) if (pattern >> r) & 1 else ~np.uint64(0)
-                for column in range(8):
-                    match[column] &= syndrome[r, begin + column] ^ wrong
+                wrong[r] = np.uint64(0) if (pattern >> r) & 1 else ~np.uint64(0)
+            a, b, c, d = wrong[0], wrong[1], wrong[2], wrong[3]
+            e, f, g, h = wrong[4], wrong[5], wrong[6], wrong[7]
+            for column in range(8):
+                match[column] = (
+                    dirty[column]
+                    & (near[0, column] ^ a)
+                    & (near[1, column] ^ b)
+                    & (near[2, column] ^ c)
+                    & (near[3, column] ^ d)
+                    & (near[4, column] ^ e)
+                    & (near[5, column] ^ f)
+                    & (near[6, column] ^ g)
+                    & (near[7, column] ^ h)
+                )
             target = message[i] if i < bits else parity[i - bits]
             for column in range(8):
                 target[begin + column] ^= match[column]
+            for column in range(8):
                 found[column] |= match[column]
         for column in range(8):
-            if dirty[column] == np.uint64(0):
-                continue
             lane = 64 * (begin + column)
+            some = dirty[column]
+            one = found[column]
             for bit in range(64):
-                here = np.uint64(1) << np.uint64(bit)
-                if found[column] & here:
-                    flips[lane + bit] = 1
-                elif dirty[column] & here:
-                    flips[lane + bit] = -1
+                flips[lane + bit] = np.int32((one >> np.uint64(bit)) & np.uint64(1)) * np.int32(2) - np.int32(
+                    (some >> np.uint64(bit)) & np.uint64(1)
+                )

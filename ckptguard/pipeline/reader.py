@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +25,20 @@ from ckptguard.pipeline.units import (
     examine,
     group_source_bytes,
     piece_slices,
+    read_straight,
     stored_group_bytes,
 )
-from ckptguard.plan import Part
+from ckptguard.plan import Part, Piece
 from ckptguard.spec import suggestion
 
 ON_ERROR = ("raise", "raw", "null")
 _CACHED_UNITS = 8
+_SPAN_BYTES = 4 << 20
+_FEW_TASKS = 8
 
 Bytes = npt.NDArray[np.uint8]
+_Key = tuple[int, int, int]
+_Task = TypeVar("_Task")
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,23 @@ class Stored:
 
 
 class Reader:
-    """Reads tensors of an open set. Thread-safe; every unit is counted once in `report`."""
+    """Reads tensors of an open set, on as many threads as ask. Every piece and every unit is counted once in `report`.
 
-    def __init__(self, shards: Sequence[Shard], on_error: str = "raise") -> None:
+    A piece that is as it was written is read alone and straight to where it is wanted; only where one is not, its
+    whole unit is read and decoded.
+    """
+
+    def __init__(self, shards: Sequence[Shard], on_error: str = "raise", *, jobs: int | None = None) -> None:
         if on_error not in ON_ERROR:
             raise UsageError(f"unknown on_error {on_error!r}; known: {', '.join(ON_ERROR)}")
         self._shards = shards
         self._on_error = on_error
+        self._jobs = jobs
         self._tally = Tally(shards)
-        self._seen: set[tuple[int, int, int]] = set()
-        self._cache: OrderedDict[tuple[int, int, int], Examined] = OrderedDict()
+        self._counted_units: set[_Key] = set()
+        self._counted_pieces: list[set[int]] = [set() for _ in shards]
+        self._cache: OrderedDict[_Key, Examined] = OrderedDict()
+        self._under_way: dict[_Key, threading.Lock] = {}
         self._lock = threading.Lock()
         self._places: dict[str, tuple[int, int]] = {}
         for s, shard in enumerate(shards):
@@ -73,7 +86,7 @@ class Reader:
 
     @property
     def report(self) -> Report:
-        """What has been found so far, in the units that were looked at."""
+        """What has been found so far, in the pieces and units that were looked at."""
         return self._tally.report
 
     @property
@@ -89,40 +102,99 @@ class Reader:
             raise CheckpointError(f"the container holds no tensor {name!r}{suggestion(name, self._places)}") from None
 
     def elements(self, name: str, begin: int, end: int) -> Bytes:
-        """Bytes [begin, end) of a tensor in its original dtype, decoded where needed.
+        """Bytes [begin, end) of a tensor, as a fresh array; see `read_into`."""
+        data = np.empty(max(0, end - begin), np.uint8)
+        self.read_into(name, begin, data)
+        return data
 
-        Raises UncorrectableError where `on_error` is `raise` and a codeword of these bytes' units is lost.
+    def read_into(self, name: str, begin: int, out: Bytes) -> None:
+        """Fill `out` with the bytes of a tensor from `begin` on, in its original dtype, decoded where needed.
+
+        Raises UncorrectableError where `on_error` is `raise` and protected bits are lost in the pieces that hold them.
         """
         shard, index = self.place(name)
-        part = self._shards[shard].plan.parts[index]
-        if begin >= end:
-            return np.zeros(0, np.uint8)
-        if part.representation == "native":
-            element = max(1, part.dtype.word_bits // 8)
-            first, last = begin // element * element, min(-(-end // element) * element, part.bytes)
-            stored = self.stored(shard, index, first, last)
-            data = stored.decoded
-            if self._on_error == "null" and stored.lost_bits is not None:
-                representations.make("native").null(
-                    part.dtype,
-                    data,
-                    representations.make("native").touched(part.dtype, stored.lost_bits, last - first),
-                )
-            return data[begin - first : end - first]
-        return self._converted(shard, index, begin, end)
+        if not out.size:
+            return
+        if self._shards[shard].plan.parts[index].representation == "native":
+            self._native_into(shard, index, begin, out, self._jobs)
+        else:
+            self._converted_into(shard, index, begin, out, self._jobs)
 
-    def _converted(self, shard: int, index: int, begin: int, end: int) -> Bytes:
+    def _native_into(self, shard: int, index: int, begin: int, out: Bytes, jobs: int | None) -> None:
         part = self._shards[shard].plan.parts[index]
-        group = stored_group_bytes(part)
-        source_group = group_source_bytes(part, 0, group) if part.stored_bytes > group else part.bytes
-        first = begin // source_group * group
-        last = min(-(-end // source_group) * group, part.stored_bytes)
-        stored = self.stored(shard, index, first, last)
-        lost = stored.lost_bits if self._on_error == "null" else None
+        element = part.dtype.word_bits // 8
+        end = begin + out.size
+        if self._on_error == "null" and (begin % element or end % element):
+            first, last = begin // element * element, -(-end // element) * element
+            whole = np.empty(last - first, np.uint8)
+            self._native_into(shard, index, first, whole, jobs)
+            out[:] = whole[begin - first : end - first]
+            return
+        lost = self._stored_into(shard, index, begin, out, jobs)
+        if self._on_error == "null" and lost is not None:
+            native = representations.make("native")
+            native.null(part.dtype, out, native.touched(part.dtype, lost, out.size))
+
+    def _converted_into(self, shard: int, index: int, begin: int, out: Bytes, jobs: int | None) -> None:
+        """Convert span by span, each on a thread of its own."""
+        part = self._shards[shard].plan.parts[index]
         magnitude = float(self._shards[shard].magnitudes[index])
-        data = from_stored(part, stored.decoded, first, magnitude, lost)
-        offset = group_source_bytes(part, 0, first)
-        return data[begin - offset : end - offset]
+        group = stored_group_bytes(part)
+        source_group = representations.make(part.representation).group * part.dtype.bits // 8
+        first = begin // source_group * group
+        last = min(-(-(begin + out.size) // source_group) * group, part.stored_bytes)
+        step = max(1, _SPAN_BYTES // group) * group
+        spans = [(low, min(low + step, last)) for low in range(first, last, step)]
+
+        def convert(span: tuple[int, int]) -> None:
+            stored = np.empty(span[1] - span[0], np.uint8)
+            lost = self._stored_into(shard, index, span[0], stored, 1 if len(spans) > 1 else jobs)
+            lost = lost if self._on_error == "null" else None
+            data = from_stored(part, stored, span[0], magnitude, lost)
+            offset = group_source_bytes(part, 0, span[0]) - begin
+            low, high = max(offset, 0), min(offset + data.size, out.size)
+            out[low:high] = data[low - offset : high - offset]
+
+        _each(convert, spans, jobs)
+
+    def _stored_into(self, shard: int, index: int, begin: int, out: Bytes, jobs: int | None) -> Bytes | None:
+        """Fill `out` with the stored bytes of a part from `begin` on, decoded where needed.
+
+        Returns:
+            bitmap of those bits of `out` that lie in uncorrectable codewords; None where there are none.
+        """
+        shard_plan = self._shards[shard].plan
+        lost: list[tuple[slice, Bytes]] = []
+
+        def fill(place: tuple[int, int]) -> None:
+            piece = shard_plan.piece(*place, index)
+            start = piece.offset - shard_plan.parts[index].stored_offset - begin
+            low, high = max(start, 0), min(start + piece.bytes, out.size)
+            if low >= high:
+                return
+            target, whole = out[low:high], high - low == piece.bytes
+            read = target if whole else np.empty(piece.bytes, np.uint8)
+            if read_straight(self._shards[shard], [piece], [read]):
+                self._count_exact(shard, [piece])
+                if not whole:
+                    target[:] = read[low - start : high - start]
+                return
+            examined = self._examine(shard, *place)
+            number = piece.index - examined.unit.pieces[0].index
+            self._refuse(examined.pieces[number])
+            where = piece_slices(examined.unit)[number]
+            source = slice(where.start + low - start, where.start + high - start)
+            target[:] = examined.bytes[source]
+            if examined.lost_bits is not None:
+                lost.append((slice(low, high), examined.lost_bits[source]))
+
+        _each(fill, shard_plan.units_of_part(index, begin, begin + out.size), jobs)
+        if not lost:
+            return None
+        bits = np.zeros(out.size, np.uint8)
+        for where, found in lost:
+            bits[where] = found
+        return bits
 
     def stored(self, shard: int, index: int, begin: int, end: int) -> Stored:
         """Stored bytes [begin, end) of a part; fresh arrays."""
@@ -151,24 +223,41 @@ class Reader:
         return Stored(read, decoded, lost)
 
     def _examine(self, shard: int, stream: int, unit: int) -> Examined:
+        """Examine a unit, or take it from the cache; threads that want the same unit wait for the first of them."""
         key = (shard, stream, unit)
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        examined = examine(self._shards[shard], stream, unit)
-        self._count(key, examined)
-        with self._lock:
-            self._cache[key] = examined
-            while len(self._cache) > _CACHED_UNITS:
-                self._cache.popitem(last=False)
-        return examined
+            under_way = self._under_way.setdefault(key, threading.Lock())
+        with under_way:
+            with self._lock:
+                if key in self._cache:
+                    return self._cache[key]
+            examined = examine(self._shards[shard], stream, unit)
+            self._count(key, examined)
+            with self._lock:
+                self._cache[key] = examined
+                self._under_way.pop(key, None)
+                while len(self._cache) > _CACHED_UNITS:
+                    self._cache.popitem(last=False)
+            return examined
 
-    def _count(self, key: tuple[int, int, int], examined: Examined) -> None:
+    def _count(self, key: _Key, examined: Examined) -> None:
+        counted = self._counted_pieces[key[0]]
         with self._lock:
-            if key not in self._seen:
-                self._seen.add(key)
-                self._tally.add(key[0], examined)
+            if key not in self._counted_units:
+                self._counted_units.add(key)
+                self._tally.add(key[0], examined, counted)
+                counted.update(piece.index for piece in examined.unit.pieces)
+
+    def _count_exact(self, shard: int, pieces: Sequence[Piece]) -> None:
+        counted = self._counted_pieces[shard]
+        with self._lock:
+            for piece in pieces:
+                if piece.index not in counted:
+                    counted.add(piece.index)
+                    self._tally.add_exact(shard, piece.part)
 
     def _refuse(self, piece: PieceOutcome) -> None:
         if self._on_error == "raise" and piece.state == State.LOST:
@@ -178,6 +267,7 @@ class Reader:
         self,
         allocate: Callable[[Part], Bytes],
         *,
+        names: Collection[str] | None = None,
         jobs: int | None = None,
         progress: work.Progress = work.silent,
     ) -> None:
@@ -185,37 +275,59 @@ class Reader:
 
         Args:
             allocate: called once per tensor; gives `part.bytes` writable bytes.
+            names: of the tensors wanted; default: all.
         """
-        buffers = {name: allocate(part) for name, part in self.tensors.items()}
-        coarse = [name for name, part in self.tensors.items() if part.representation != "native"]
-        places = [(s, stream, unit) for s, shard in enumerate(self._shards) for stream, unit in shard.plan.all_units()]
+        places = {name: self.place(name) for name in (self._places if names is None else names)}
+        buffers = {place: allocate(self._part(place)) for place in places.values()}
+        native = {place for place in buffers if self._part(place).representation == "native"}
+        units = sorted(
+            {
+                (shard, *unit)
+                for shard, index in native
+                for unit in self._shards[shard].plan.units_of_part(index, 0, self._part((shard, index)).bytes)
+            }
+        )
 
-        def fill(key: tuple[int, int, int]) -> None:
-            shard = self._shards[key[0]]
-            if all(
-                shard.plan.parts[p].kind != plan.TENSOR or shard.plan.parts[p].representation != "native"
-                for p in shard.plan.streams[key[1]].parts
-            ):
+        def fill(key: _Key) -> None:
+            unit = self._shards[key[0]].plan.unit(key[1], key[2])
+            wanted = [number for number, piece in enumerate(unit.pieces) if (key[0], piece.part) in native]
+            pieces = [unit.pieces[number] for number in wanted]
+            targets = []
+            for piece in pieces:
+                start = piece.offset - self._part((key[0], piece.part)).stored_offset
+                targets.append(buffers[key[0], piece.part][start : start + piece.bytes])
+            if read_straight(self._shards[key[0]], pieces, targets):
+                self._count_exact(key[0], pieces)
                 return
-            examined = examine(shard, key[1], key[2])
+            examined = examine(self._shards[key[0]], key[1], key[2])
             self._count(key, examined)
-            for piece, outcome, where in zip(
-                examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True
-            ):
-                part = shard.plan.parts[piece.part]
-                if part.kind != plan.TENSOR or part.representation != "native":
-                    continue
-                self._refuse(outcome)
-                data = examined.bytes[where]
+            slices = piece_slices(unit)
+            for number, target in zip(wanted, targets, strict=True):
+                self._refuse(examined.pieces[number])
+                data = examined.bytes[slices[number]]
                 if self._on_error == "null" and examined.lost_bits is not None:
-                    data = null_elements(part, piece, data, examined.lost_bits[where])
-                start = piece.offset - part.stored_offset
-                buffers[part.name][start : start + piece.bytes] = data
+                    part = self._part((key[0], unit.pieces[number].part))
+                    data = null_elements(part, unit.pieces[number], data, examined.lost_bits[slices[number]])
+                target[:] = data
 
-        for _ in work.run(fill, places, jobs=jobs, step="load", total=len(places), progress=progress):
+        for _ in work.run(fill, units, jobs=jobs, step="load", total=len(units), progress=progress):
             pass
-        for name in coarse:
-            buffers[name][:] = self.elements(name, 0, self.tensors[name].bytes)
+        for place, buffer in buffers.items():
+            if place not in native and buffer.size:
+                self._converted_into(*place, 0, buffer, jobs)
+
+    def _part(self, place: tuple[int, int]) -> Part:
+        return self._shards[place[0]].plan.parts[place[1]]
+
+
+def _each(function: Callable[[_Task], None], tasks: Sequence[_Task], jobs: int | None) -> None:
+    """Call `function` on all tasks, on several threads where they are many."""
+    if len(tasks) < _FEW_TASKS or jobs == 1:
+        for task in tasks:
+            function(task)
+        return
+    for _ in work.run(function, tasks, jobs=jobs):
+        pass
 
 
 def tensor_file(path: Path | str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -162,8 +162,12 @@ class Tally:
             self.report.tensors += [rows[i] for i, p in enumerate(shard.plan.parts) if p.kind != plan.HEADER]
             self.report.tensors += [rows[i] for i, p in enumerate(shard.plan.parts) if p.kind == plan.HEADER]
 
-    def add(self, shard: int, examined: Examined) -> None:
-        """Count one unit."""
+    def add_exact(self, shard: int, part: int) -> None:
+        """Count one piece of a part that was read by itself and is as it was written."""
+        self._tensors[shard][part].pieces += 1
+
+    def add(self, shard: int, examined: Examined, counted: Container[int] = ()) -> None:
+        """Count one unit; of its pieces only those whose index is not among the `counted`."""
         row = self.report.shards[shard]
         flips = examined.flips
         row.corrected_codewords += int((flips > 0).sum())
@@ -172,7 +176,9 @@ class Tally:
         row.damaged_parity_units += examined.parity_damaged
         lost = any(piece.state == State.LOST for piece in examined.pieces)
         row.miscorrected_units += bool(lost and len(flips) and (flips >= 0).all())
-        for piece in examined.pieces:
+        for place, piece in zip(examined.unit.pieces, examined.pieces, strict=True):
+            if place.index in counted:
+                continue
             tensor = self._tensors[shard][piece.part]
             tensor.pieces += 1
             tensor.damaged_pieces += piece.found != State.EXACT

@@ -1,0 +1,64 @@
+# Everything a clone needs: Python 3.11 or newer with venv and pip, and make. `make demo` and `make test` work as they are.
+.POSIX:
+
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: help demo test test-slow lint benchmark reproduce clean
+
+help:
+	@echo 'make demo        see a classifier ruined by bit errors and brought back (./demo)'
+	@echo 'make test        run the tests, but for the slow ones'
+	@echo 'make test-slow   run the slow tests: statistics, large files'
+	@echo 'make lint        check style, types and the direction of imports'
+	@echo 'make benchmark   measure speeds'
+	@echo 'make reproduce   measure again what the documents state'
+	@echo 'make clean       remove what the others made'
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/ckptguard demo --output demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/lint.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+benchmark: $(VENV)/benchmark.stamp
+	$(BIN)/python -m pytest benchmarks -m 'not slow' --benchmark-only
+
+reproduce: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m slow -s tests
+
+# One stamp for every set of extras; it is made again when what is to be installed changes.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ckptguard needs Python 3.11 or newer; name one: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/lint.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/benchmark.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[test,benchmark]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .benchmarks
+	find ckptguard tests benchmarks -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true

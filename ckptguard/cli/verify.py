@@ -1,0 +1,63 @@
+"""verify: what a damaged container's model is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ckptguard.cli import options
+from ckptguard.cli.output import Output
+
+
+@click.command(short_help="Compare a container with the original.")
+@click.argument("container", type=options.FILE)
+@click.option("--against", type=options.FILE, required=True, help="The checkpoint that the container was made from.")
+@click.option("--eval", "evaluator", metavar="FILE:FUNCTION", help="Gets the state dict, returns metrics by name.")
+@click.option(
+    "--framework",
+    type=click.Choice(["pt", "np"]),
+    default="pt",
+    show_default=True,
+    help="Tensors that the function gets: torch's or numpy's.",
+)
+@options.policy
+@options.select
+@options.jobs
+@options.prints
+def verify(
+    output: Output,
+    *,
+    container: Path,
+    against: Path,
+    evaluator: str | None,
+    framework: str,
+    policy: str,
+    select: str | None,
+    jobs: int | None,
+) -> int:
+    """Compare CONTAINER with the original: bits and values per tensor, and metrics if asked.
+
+    Metrics are taken three times: of the original (clean), of the stored bytes without any decoding (unprotected), and
+    after decoding (decoded).
+
+    Exit status: 0 if every protected bit is exact, 11 if some are lost, 13 if the original is of another model.
+    """
+    from ckptguard.pipeline.verify import verify as run
+    from ckptguard.report import verification
+
+    result = run(
+        container,
+        against,
+        evaluator=evaluator,
+        framework=framework,
+        policy=policy,
+        select=select,
+        jobs=jobs,
+        progress=output.progress,
+    )
+    status = verification.status(result)
+    record = {"command": "verify", "exit_status": status, "container": str(container), "against": str(against)}
+    record |= {"verdict": verification.verdict(result)}
+    output.result(record | result.to_json(), lambda: verification.text(container, against, result))
+    return status

@@ -1,0 +1,92 @@
+"""What a comparison with the original found, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ckptguard.evaluate.weights import WeightDifference
+from ckptguard.pipeline.reports import UNCORRECTABLE
+from ckptguard.pipeline.verify import VARIANTS, Verification
+from ckptguard.report import numbers
+from ckptguard.report.damage import facts
+from ckptguard.report.table import MOST_ROWS, pairs, table
+
+EXACT, PROTECTED_EXACT, LOST, CONTRADICTED = "exact", "protected-exact", "lost", "contradicted"
+_DIFFERENT = 13
+_HEADS = {"clean": "clean", "unprotected": "corrupted, unprotected", "decoded": "decoded"}
+
+
+def contradicted(result: Verification) -> list[str]:
+    """Tensors whose protected bits differ from the original although their digests agree: it is of another model."""
+    lost = {tensor.name for tensor in result.report.lost}
+    return [name for name, rows in result.weights.items() if rows["decoded"].wrong_protected_bits and name not in lost]
+
+
+def verdict(result: Verification) -> str:
+    """`contradicted`, `lost`, `protected-exact` or `exact`: the worst that holds for any tensor."""
+    if contradicted(result):
+        return CONTRADICTED
+    if result.report.lost:
+        return LOST
+    decoded = [rows["decoded"] for rows in result.weights.values()]
+    return PROTECTED_EXACT if any(row.changed_elements for row in decoded) else EXACT
+
+
+def status(result: Verification) -> int:
+    """Exit status of `verify`."""
+    return {CONTRADICTED: _DIFFERENT, LOST: UNCORRECTABLE}.get(verdict(result), 0)
+
+
+def text(container: Path, against: Path, result: Verification) -> str:
+    """What `verify` prints."""
+    found = verdict(result)
+    names = contradicted(result) if found == CONTRADICTED else [tensor.name for tensor in result.report.lost]
+    of = f"{len(names)} of {numbers.count(len(result.weights), 'tensor')}"
+    head = {
+        CONTRADICTED: f"was made from another model: protected bits that decode exactly differ in {of}",
+        LOST: f"protected bits are lost in {of}",
+        PROTECTED_EXACT: "every protected bit is exact; unprotected bits differ",
+        EXACT: "every element is exact",
+    }[found]
+    blocks = [f"{container} against {against}: {head}"]
+    if result.metrics:
+        blocks.append(metrics_table(result.metrics))
+    if found != EXACT or result.report.damaged:
+        blocks += [pairs(facts(result.report)), weights_table(result.weights)]
+    return "\n\n".join(blocks)
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """One row per metric."""
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    rows = [
+        (name, *(numbers.value(metrics[variant][name]) if name in metrics[variant] else "-" for variant in VARIANTS))
+        for name in names
+    ]
+    return table(("metric", *(_HEADS[variant] for variant in VARIANTS)), rows)
+
+
+def weights_table(weights: Mapping[str, Mapping[str, WeightDifference]]) -> str:
+    """Two rows per tensor, as read and decoded; those that decoding leaves with the largest differences come first."""
+    order = sorted(weights, key=lambda name: _badness(weights[name]["decoded"]), reverse=True)
+    rows = [
+        (
+            name if variant == "unprotected" else "",
+            "as read" if variant == "unprotected" else "decoded",
+            numbers.count(row.wrong_protected_bits),
+            numbers.count(row.wrong_unprotected_bits),
+            numbers.count(row.changed_elements),
+            numbers.count(row.non_finite),
+            numbers.value(row.max_difference),
+            numbers.value(row.mean_difference),
+        )
+        for name in order[: MOST_ROWS // 2]
+        for variant, row in weights[name].items()
+    ]
+    heading = ("tensor", "", "wrong protected", "unprotected", "changed", "non-finite", "largest |d|", "mean |d|")
+    return table(heading, rows, hidden=len(weights) - len(order[: MOST_ROWS // 2]))
+
+
+def _badness(row: WeightDifference) -> tuple[int, int, float]:
+    return row.wrong_protected_bits, row.non_finite, row.sum_difference
