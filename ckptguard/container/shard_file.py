@@ -152,6 +152,10 @@ class ShardFile:
         """(size,) bytes of the parity region; bytes that the file lacks read as zero."""
         return _read(self._descriptor, self.superblock.parity_offset + offset - self.missing_front, size)
 
+    def read(self, position: int, size: int) -> Bytes:
+        """(size,) bytes of the shard file as it is; bytes that it lacks read as zero."""
+        return _read(self._descriptor, position, size)
+
     def payload_position(self, offset: int) -> int:
         """Where a payload byte really lies in `payload_path`; negative where the file lacks it."""
         return self.superblock.payload_offset + offset - (0 if self.superblock.beside else self.missing_front)
