@@ -24,7 +24,7 @@ from ckptguard.container.superblock import Superblock
 from ckptguard.devices import Device, DeviceMap
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import CheckpointError, UsageError
-from ckptguard.files import atomic_folder, atomic_writer, read_exactly
+from ckptguard.files import atomic_folder, atomic_writer, read_exactly, refuse_overlap
 from ckptguard.masks import MaskSet, TensorMask
 from ckptguard.pipeline import work
 from ckptguard.pipeline.inputs import is_torch_file, open_checkpoint
@@ -293,8 +293,7 @@ def _targets(
     if destination is None:
         raise UsageError("name the container to write (-o), or ask for a sidecar")
     path = Path(destination)
-    if path.resolve() == source.resolve():
-        raise UsageError(f"{path}: is the checkpoint itself; choose another name for the container")
+    refuse_overlap(path, [source, *(file for job in jobs for file in job.files)], "choose another name")
     if not folder:
         return path, [(path, stack.enter_context(atomic_writer(path, overwrite=overwrite)).fileno())]
     parent = stack.enter_context(atomic_folder(path, overwrite=overwrite))

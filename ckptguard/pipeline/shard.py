@@ -246,6 +246,11 @@ def open_set(path: Path | str) -> Iterator[list[Shard]]:
         yield shards
 
 
+def set_files(shards: Sequence[Shard]) -> list[Path]:
+    """Every file of a set, payloads beside included."""
+    return [path for shard in shards for path in dict.fromkeys((shard.file.path, shard.file.payload_path))]
+
+
 def _check_set(shards: Sequence[Shard]) -> None:
     """Raise ContainerError unless the shards make up one set that holds its checkpoint wholly and once."""
     where = shards[0].file.path if len(shards) == 1 else shards[0].file.path.parent
