@@ -238,6 +238,10 @@ def _decode(
     )
     before = words.copy()
     flips = stream.code.decode(words, stream.mask, stored).flips
+    for piece, state in zip(unit.pieces, found, strict=True):
+        if state != State.LOST:  # what a digest has proved, no wrong codeword shall spoil
+            known = slice(piece.first_word, piece.first_word + piece.words)
+            words[known] = before[known]
     fixed = data.copy()
     scatter_words(unit, words, fixed)
     exact = raw_digests(unit, fixed) == shard.digests.raw[indices]
