@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -94,6 +94,17 @@ def _read_some(file: BinaryIO, offset: int, size: int) -> bytes:
         file.seek(offset)
         return file.read(size)
     return os.pread(descriptor, size, offset)
+
+
+def refuse_overlap(target: Path, inputs: Iterable[Path], advice: str = "choose another name") -> None:
+    """Raise UsageError if writing `target` would replace one of the inputs, or a folder that one lies in."""
+    place = target.resolve()
+    for path in inputs:
+        found = path.resolve()
+        if found == place:
+            raise UsageError(f"{target}: is read, too, and inputs are never changed; {advice}")
+        if found.is_relative_to(place):
+            raise UsageError(f"{target}: holds {path}, which is read, and would be replaced as a whole; {advice}")
 
 
 def _temporary(target: Path) -> Path:
