@@ -119,7 +119,7 @@ def _check_target(target: Path, overwrite: bool, folder: bool) -> None:
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise UsageError(f"{target}: exists already and is not replaced unasked; remove it or choose another name")
+        raise UsageError(f"{target}: exists already; choose another name, or ask to replace it (--force)")
     if target.is_dir() != folder:
         found, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
         raise UsageError(f"{target}: is {found} and cannot be replaced by {wanted}; choose another name")

@@ -26,6 +26,11 @@ SPECS = [
     "secded:64,57",
     "secded:39,32",
     "secded:32,26",
+    "bch:15,7",
+    "bch:63,45",
+    "bch:255,131",
+    "bch:1023,513",
+    "bch:8191,6722",
 ]
 CODED = [spec for spec in SPECS if spec != "none"]
 FLOAT32 = 0xFF80_0000_FF80_0000  # sign and exponent of two float32

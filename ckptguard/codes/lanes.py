@@ -55,7 +55,7 @@ class LaneCode(Code):
         smallest multiple of T that is at least 64.
         """
         _require(1 <= planes <= 64, f"a word has 1 to 64 protected bits, not {planes}")
-        tiles = _fitting_tiles(self.k, planes)
+        tiles = _fitting_tiles(self.used_bits, planes)
         return tiles * -(-LEAST_UNIT_TILES // tiles)
 
     def unit_layout(self, words: int, planes: int) -> UnitLayout:
@@ -65,21 +65,19 @@ class LaneCode(Code):
             codewords=cut.codewords,
             message_bits=cut.message_bits,
             parity_bits=self.n - self.k,
-            parity_bytes=8 * _words_of(cut.codewords * (self.n - self.k)),
+            parity_bytes=8 * words_of(cut.codewords * (self.n - self.k)),
         )
 
     def encode(self, words: Words, mask: int) -> Bytes:
         """Parity of a unit: (parity_bytes,) uint8; bits behind the last codeword's parity are zero."""
         cut = self._cut_of(words, mask)
-        message = _rows_of(_gather(words, mask, cut), cut)
-        return _pack(self.encode_rows(message), cut.codewords).view(np.uint8)
+        return pack_rows(self.encode_rows(gather_rows(words, mask, cut)), cut.codewords).view(np.uint8)
 
     def check(self, words: Words, mask: int, parity: Bytes) -> npt.NDArray[np.bool_]:
         """(codewords,) True where what was read is not a codeword. Nothing is changed."""
         cut = self._cut_of(words, mask)
-        message = _rows_of(_gather(words, mask, cut), cut)
-        dirty = self.check_rows(message, self._parity_rows(parity, cut))
-        return _lanes(dirty, cut.codewords)
+        dirty = self.check_rows(gather_rows(words, mask, cut), self._parity_rows(parity, cut))
+        return lanes_of(dirty, cut.codewords)
 
     def decode(self, words: Words, mask: int, parity: Bytes) -> Decoded:
         """Correct `words` (masked bits only) and `parity` in place, codeword by codeword; say what was done.
@@ -88,20 +86,26 @@ class LaneCode(Code):
         parity are set to zero.
         """
         cut = self._cut_of(words, mask)
-        message = _rows_of(_gather(words, mask, cut), cut)
+        message = gather_rows(words, mask, cut)
         parity_rows = self._parity_rows(parity, cut)
-        read, parity_read = message.copy(), parity_rows.copy()
-        flips = self.decode_rows(message, parity_rows)[: cut.codewords]
+        read = message.copy()
+        flips = self._decode_lanes(message, parity_rows, cut)
         if flips.any():
-            message ^= read
-            if cut.padding is not None and (message[-1] & cut.padding).any():
-                wrong = message[-1] & cut.padding
-                message &= ~wrong
-                parity_rows ^= (parity_rows ^ parity_read) & wrong
-                flips[_lanes(wrong, cut.codewords)] = -1
-            _scatter(_flat_of(message, cut), mask, words, cut)
-        parity[:] = _pack(parity_rows, cut.codewords).view(np.uint8)
+            scatter_rows(message ^ read, mask, words, cut)
+        parity[:] = pack_rows(parity_rows, cut.codewords).view(np.uint8)
         return Decoded(flips)
+
+    def _decode_lanes(self, message: Rows, parity: Rows, cut: Cut) -> npt.NDArray[np.int32]:
+        """(codewords,) flips; corrections that reach into the padding are taken back."""
+        message_read, parity_read = message[-1:].copy(), parity.copy()
+        kept = message.copy() if cut.padding is not None else message
+        flips = self.decode_rows(message, parity)[: cut.codewords]
+        if cut.padding is not None and ((message[-1:] ^ message_read) & cut.padding).any():
+            wrong = (message[-1] ^ message_read[0]) & cut.padding
+            message ^= (message ^ kept) & wrong
+            parity ^= (parity ^ parity_read) & wrong
+            flips[lanes_of(wrong, cut.codewords)] = -1
+        return flips
 
     def cover(self, codewords: npt.NDArray[np.bool_], words: int, mask: int) -> Words:
         """(words,) uint64 with every protected bit set that belongs to one of the chosen codewords."""
@@ -115,31 +119,35 @@ class LaneCode(Code):
         if cut.padding is not None:
             message[-1] &= ~cut.padding
         result = np.zeros(words, np.uint64)
-        _scatter(_flat_of(message, cut), mask, result, cut)
+        scatter_rows(message, mask, result, cut)
         return result
 
-    def _cut(self, words: int, planes: int) -> _Cut:
+    def _cut(self, words: int, planes: int) -> Cut:
         full = TILE_WORDS * self.unit_tiles(planes)
         _require(0 <= words <= full, f"a unit of {self.spec} with {planes} planes has 0 to {full} words, not {words}")
-        return _cut(self.k, words, planes, words == full)
+        return _cut(self.used_bits, words, planes, words == full)
 
-    def _cut_of(self, words: Words, mask: int) -> _Cut:
+    @property
+    def used_bits(self) -> int:
+        """Message bits of a codeword that are put to use; k, unless a kind needs them in whole symbols."""
+        return self.k
+
+    def _cut_of(self, words: Words, mask: int) -> Cut:
         if words.dtype != np.uint64 or words.ndim != 1 or not words.flags.c_contiguous:
             raise UsageError(f"words are a contiguous row of uint64, not {words.dtype} of shape {words.shape}")
         return self._cut(words.size, _planes(mask))
 
-    def _parity_rows(self, parity: Bytes, cut: _Cut) -> Rows:
+    def _parity_rows(self, parity: Bytes, cut: Cut) -> Rows:
         bits = cut.codewords * (self.n - self.k)
-        if parity.dtype != np.uint8 or parity.shape != (8 * _words_of(bits),):
+        if parity.dtype != np.uint8 or parity.shape != (8 * words_of(bits),):
             raise UsageError(
-                f"the unit has {8 * _words_of(bits)} bytes of parity, not {parity.dtype} of shape {parity.shape}"
+                f"the unit has {8 * words_of(bits)} bytes of parity, not {parity.dtype} of shape {parity.shape}"
             )
-        flat = np.array(parity, order="C").view(np.uint64)
-        return _sliced(flat, bits, cut.codewords, self.n - self.k, cut.lane_words)
+        return unpack_rows(np.array(parity, order="C").view(np.uint64), cut.codewords, self.n - self.k)
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """How the flat bits of one unit become rows.
 
     Attributes:
@@ -162,7 +170,7 @@ class _Cut:
 
 
 @lru_cache(maxsize=256)
-def _cut(k: int, words: int, planes: int, full: bool) -> _Cut:
+def _cut(k: int, words: int, planes: int, full: bool) -> Cut:
     bits = words * planes
     codewords = TILE_WORDS * -(-bits // (TILE_WORDS * k)) if full else -(-bits // k)
     message_bits = -(-bits // codewords) if codewords else 0
@@ -174,7 +182,7 @@ def _cut(k: int, words: int, planes: int, full: bool) -> _Cut:
         lanes[codewords - short : codewords] = True
         padding = np.packbits(lanes, bitorder="little").view(np.uint64)
         padding.setflags(write=False)
-    return _Cut(words, planes, bits, codewords, full, message_bits, lane_words, padding)
+    return Cut(words, planes, bits, codewords, full, message_bits, lane_words, padding)
 
 
 def _require(holds: bool, message: str) -> None:
@@ -187,7 +195,8 @@ def _planes(mask: int) -> int:
     return mask.bit_count()
 
 
-def _words_of(bits: int) -> int:
+def words_of(bits: int) -> int:
+    """64-bit words that hold so many bits."""
     return -(-bits // 64)
 
 
@@ -204,7 +213,7 @@ def _fitting_tiles(k: int, planes: int) -> int:
     return best
 
 
-def _gather(words: Words, mask: int, cut: _Cut) -> npt.NDArray[np.uint64]:
+def _gather(words: Words, mask: int, cut: Cut) -> npt.NDArray[np.uint64]:
     """The unit's flat bits, with zero words behind them up to a whole number of rows."""
     from ckptguard.kernels import planes
 
@@ -213,7 +222,7 @@ def _gather(words: Words, mask: int, cut: _Cut) -> npt.NDArray[np.uint64]:
         planes.gather_tiles(words, np.uint64(mask), flat)
         return flat
     whole = cut.words - cut.words % TILE_WORDS
-    flat = np.zeros(cut.message_bits * cut.lane_words if cut.full else _words_of(cut.bits), np.uint64)
+    flat = np.zeros(cut.message_bits * cut.lane_words if cut.full else words_of(cut.bits), np.uint64)
     at = whole // 64 * cut.planes
     planes.gather_tiles(words[:whole], np.uint64(mask), flat[:at])
     rest = cut.words - whole
@@ -226,7 +235,7 @@ def _gather(words: Words, mask: int, cut: _Cut) -> npt.NDArray[np.uint64]:
     return flat
 
 
-def _scatter(flat: npt.NDArray[np.uint64], mask: int, words: Words, cut: _Cut) -> None:
+def _scatter(flat: npt.NDArray[np.uint64], mask: int, words: Words, cut: Cut) -> None:
     """XOR the unit's flat bits into the masked bits of `words`."""
     from ckptguard.kernels import planes
 
@@ -242,14 +251,20 @@ def _scatter(flat: npt.NDArray[np.uint64], mask: int, words: Words, cut: _Cut) -
         words[whole:] ^= tile[:rest]
 
 
-def _rows_of(flat: npt.NDArray[np.uint64], cut: _Cut) -> Rows:
-    """Message rows of the flat bits; for a full unit a view of them."""
+def gather_rows(words: Words, mask: int, cut: Cut) -> Rows:
+    """(message_bits, lane_words) message rows of a unit's words."""
+    flat = _gather(words, mask, cut)
     if cut.full:
         return flat.reshape(cut.message_bits, cut.lane_words)
     return _sliced(flat, cut.bits, cut.codewords, cut.message_bits, cut.lane_words)
 
 
-def _flat_of(message: Rows, cut: _Cut) -> npt.NDArray[np.uint64]:
+def scatter_rows(message: Rows, mask: int, words: Words, cut: Cut) -> None:
+    """XOR message rows into the masked bits of a unit's words, in place."""
+    _scatter(_flat_of(message, cut), mask, words, cut)
+
+
+def _flat_of(message: Rows, cut: Cut) -> npt.NDArray[np.uint64]:
     """The flat bits of message rows; for a full unit a view of them."""
     return message.reshape(-1) if cut.full else _joined(message, cut.bits, cut.codewords)
 
@@ -269,17 +284,22 @@ def _joined(rows: Rows, bits: int, lanes: int) -> npt.NDArray[np.uint64]:
 
     if lanes == 64 * rows.shape[1] and bits == rows.shape[0] * lanes:
         return rows.reshape(-1)
-    flat = np.empty(_words_of(bits), np.uint64)
+    flat = np.empty(words_of(bits), np.uint64)
     planes.join_rows(rows, bits, lanes, flat)
     return flat
 
 
-def _pack(parity: Rows, lanes: int) -> npt.NDArray[np.uint64]:
-    """Parity rows as stored: bit i of codeword c is bit c + lanes * i."""
+def pack_rows(parity: Rows, lanes: int) -> npt.NDArray[np.uint64]:
+    """Rows as stored: bit i of codeword c is bit c + lanes * i."""
     return _joined(np.ascontiguousarray(parity), parity.shape[0] * lanes, lanes)
 
 
-def _lanes(rows: Rows, codewords: int) -> npt.NDArray[np.bool_]:
+def unpack_rows(flat: npt.NDArray[np.uint64], lanes: int, rows: int) -> Rows:
+    """Inverse of `pack_rows`: (rows, lane_words), in words of 512 lanes."""
+    return _sliced(flat, rows * lanes, lanes, rows, 8 * -(-lanes // 512))
+
+
+def lanes_of(rows: Rows, codewords: int) -> npt.NDArray[np.bool_]:
     """(codewords,) bool of one row of lanes."""
     bits = np.unpackbits(rows.view(np.uint8), count=codewords, bitorder="little")
     return bits.view(np.bool_)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from ckptguard.errors import UsageError
+
 _NEGLIGIBLE = 1e-17
 _EXACT = 4200
 
@@ -13,8 +15,10 @@ def binomial_tail(count: int, p: float, above: int) -> float:
 
     The first term comes from the exact binomial coefficient (from the gamma function, and so to count * 1e-15 only,
     where it has thousands of digits), the others from the ratios of neighbours; beyond the mean the upper tail is
-    summed, below it the lower one.
+    summed, below it the lower one. Raises UsageError where p is no probability.
     """
+    if not 0.0 <= p <= 1.0:
+        raise UsageError(f"a bit error rate is a probability, 0 to 1; found {p}")
     if above < 0:
         return 1.0
     if above >= count or p <= 0.0:

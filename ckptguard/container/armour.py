@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from ckptguard.kernels.bch import Tables
 
 MESSAGE_BYTES = 64
 CODEWORD_BYTES = 128
@@ -62,7 +66,7 @@ def unarmour(stored: bytes) -> Unarmoured:
 
 
 @lru_cache(maxsize=1)
-def _code() -> object:
+def _code() -> Tables:
     from ckptguard.kernels import bch
 
     return bch.bch_tables(FIELD_DEGREE, CORRECTS)

@@ -1,0 +1,290 @@
+"""Encoding, checking and decoding of binary BCH codes on rows of lanes.
+
+Rows are (bits, lane_words) uint64: row i holds bit i of every codeword, highest power first, and a codeword is its
+message rows followed by its parity rows. A shortened message has fewer rows. Lanes are taken 512 at a time:
+
+    remainder -> syndromes of the coset leaders -> Berlekamp-Massey -> additive FFT over all points -> flips
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptguard.kernels import bitsliced
+from ckptguard.kernels.algebra import coset_leaders, field, generator_polynomial, powers_modulo
+from ckptguard.kernels.bitsliced import BITS, TABLES, WINDOW, WORDS
+
+Rows = npt.NDArray[np.uint64]
+LANES = 64 * WORDS
+SHALLOWEST = 2  # depth of a transform; its first and its last level have kernels of their own
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """Constants of the additive FFT of one depth.
+
+    Attributes:
+        depth: it evaluates polynomials of fewer than 2^depth coefficients.
+        twists: int8, 0 or -1; per level from the second, per coefficient, the m bits of its factor, eight times.
+        constants: (2^depth - 1, octets, m, 8) int8, 0 or -1: the m bits of the factors of eight neighbouring points.
+        positions: (points,) int64, the power of x located by a root at that point; n where there is none.
+    """
+
+    depth: int
+    twists: npt.NDArray[np.int8]
+    constants: npt.NDArray[np.int8]
+    positions: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Everything about a code that is computed once.
+
+    Attributes:
+        m, n, t: the code; n = 2^m - 1.
+        parity_bits: n - k.
+        division: (parity_bits, TABLES) uint16, picks for the remainder.
+        syndromes: (passes, leaders * m, TABLES) uint16, picks that turn a remainder into syndromes.
+        slots, squarings: (2t + 1,) int64; S_i is the syndrome of leader slots[i], squared squarings[i] times (odd i).
+    """
+
+    m: int
+    n: int
+    t: int
+    parity_bits: int
+    division: npt.NDArray[np.uint16]
+    syndromes: npt.NDArray[np.uint16]
+    slots: npt.NDArray[np.int64]
+    squarings: npt.NDArray[np.int64]
+
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """m in the form that the kernels take it."""
+        return (0,) * self.m
+
+    def transform(self, locator_length: int) -> Transform:
+        """The transform for locators of that length."""
+        return transform_tables(self.m, max(SHALLOWEST, locator_length.bit_length()))
+
+
+@lru_cache(maxsize=16)
+def bch_tables(m: int, t: int) -> Tables:
+    """Tables of the narrow-sense BCH code of length 2^m - 1 whose roots include alpha^1 .. alpha^2t."""
+    gf, generator = field(m), generator_polynomial(m, t)
+    parity_bits = generator.bit_length() - 1
+    powers = powers_modulo(generator, WINDOW)[::-1]  # of the leading row first
+    leaders = coset_leaders(m)
+    roots = np.unique(leaders[1 : 2 * t : 2])
+    slots, squarings = np.zeros(2 * t + 1, np.int64), np.zeros(2 * t + 1, np.int64)
+    for i in range(1, 2 * t, 2):
+        slots[i] = np.searchsorted(roots, leaders[i])
+        while leaders[i] << squarings[i] != i and (int(leaders[i]) << int(squarings[i])) % gf.order != i:
+            squarings[i] += 1
+    exponents = np.arange(parity_bits - 1, -1, -1)
+    values = gf.exp[roots[:, None] * exponents % gf.order]
+    matrix = (values[:, None, :] >> np.arange(m)[:, None] & 1).reshape(len(roots) * m, parity_bits)
+    return Tables(
+        m=m,
+        n=gf.order,
+        t=t,
+        parity_bits=parity_bits,
+        division=picks_of(_bits(powers, parity_bits).T)[0],
+        syndromes=picks_of(matrix.astype(np.uint8)),
+        slots=slots,
+        squarings=squarings,
+    )
+
+
+def _bits(polynomials: list[int], count: int) -> npt.NDArray[np.uint8]:
+    """(polynomials, count) their coefficients, highest power first."""
+    size = -(-count // 8)
+    raw = b"".join((polynomial << (8 * size - count)).to_bytes(size, "big") for polynomial in polynomials)
+    return np.unpackbits(np.frombuffer(raw, np.uint8).reshape(len(polynomials), size), axis=1)[:, :count]
+
+
+def picks_of(matrix: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
+    """The table rows that each row of a binary matrix names, as offsets in words: (passes, outputs, TABLES) uint16."""
+    outputs, inputs = matrix.shape
+    passes = -(-inputs // WINDOW)
+    padded = np.zeros((outputs, passes * WINDOW), np.uint16)
+    padded[:, :inputs] = matrix
+    groups = padded.reshape(outputs, passes, TABLES, BITS) << np.arange(BITS, dtype=np.uint16)
+    entries = groups.sum(axis=3, dtype=np.uint16) + (np.arange(TABLES, dtype=np.uint16) << np.uint16(BITS))
+    return np.ascontiguousarray(entries.transpose(1, 0, 2) * np.uint16(WORDS))
+
+
+@lru_cache(maxsize=32)
+def transform_tables(m: int, depth: int) -> Transform:
+    """The additive FFT of Gao and Mateer over all of GF(2^m), for the basis alpha, alpha^2, .., alpha^(m-1), 1."""
+    gf = field(m)
+    basis = [*(int(gf.exp[i]) for i in range(1, m)), 1]
+    points = _span(basis)
+    octets, period = max(1, 1 << (m - depth) >> 3), 1 << (m - depth)
+    constants, twists = [], []
+    for level in range(depth):
+        last = basis.pop()
+        if level:
+            twists.append(gf.exp[np.arange(1 << (depth - level)) * gf.log[last] % gf.order])
+        basis = [int(gf.multiply(element, gf.inverse(last))) for element in basis]
+        factors = _span(basis).reshape(-1, period)
+        constants.append(np.pad(factors, ((0, 0), (0, 8 * octets - period))))
+        basis = [int(gf.multiply(element, element)) ^ element for element in basis]
+    positions = np.where(points == 0, gf.order, -gf.log[points] % gf.order).reshape(-1, period)
+    padding = ((0, 0), (0, 8 * octets - period))
+    bit = np.arange(m)[:, None]
+    stacked = np.concatenate(constants).reshape(-1, octets, 1, 8)
+    return Transform(
+        depth=depth,
+        twists=-np.repeat(np.concatenate(twists)[:, None, None] >> bit & 1, 8, axis=2).astype(np.int8),
+        constants=-(stacked >> bit & 1).astype(np.int8),
+        positions=np.pad(positions, padding, constant_values=gf.order).ravel(),
+    )
+
+
+def _span(basis: list[int]) -> npt.NDArray[np.int64]:
+    """Element i is the sum of the basis elements at the ones of i."""
+    span = np.zeros(1, np.int64)
+    for element in basis:
+        span = np.concatenate([span, span ^ element])
+    return span
+
+
+def _aligned(*shape: int) -> Rows:
+    """Zeroed words that start at a cache line."""
+    size = int(np.prod(shape))
+    space = np.zeros(size + 8, np.uint64)
+    start = -(space.ctypes.data // 8) % 8
+    return space[start : start + size].reshape(shape)
+
+
+class _Remainder:
+    """Scratch for the remainders of many batches."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.state = _aligned(tables.parity_bits + WINDOW, WORDS)
+        self.sums = _aligned(TABLES << BITS, WORDS)
+
+    def of(self, message: Rows, column: int) -> Rows:
+        """(parity_bits, 8) view, valid until the next call."""
+        bitsliced.remainder(message, column, self.tables.division, self.state, self.sums)
+        return self.state[: self.tables.parity_bits]
+
+
+def encode(tables: Tables, message: Rows) -> Rows:
+    """(parity_bits, lane_words) parity rows of (bits <= k, lane_words) message rows; lane_words a multiple of 8."""
+    message = np.ascontiguousarray(message)
+    parity = np.empty((tables.parity_bits, message.shape[1]), np.uint64)
+    remainder = _Remainder(tables)
+    for column in range(0, message.shape[1], WORDS):
+        parity[:, column : column + WORDS] = remainder.of(message, column)
+    return parity
+
+
+def check(tables: Tables, message: Rows, parity: Rows) -> Rows:
+    """(lane_words,) uint64 with a bit set for every lane that is not a codeword."""
+    message = np.ascontiguousarray(message)
+    dirty = np.empty(message.shape[1], np.uint64)
+    remainder = _Remainder(tables)
+    for column in range(0, message.shape[1], WORDS):
+        difference = remainder.of(message, column) ^ parity[:, column : column + WORDS]
+        dirty[column : column + WORDS] = np.bitwise_or.reduce(difference, axis=0)
+    return dirty
+
+
+def decode(tables: Tables, message: Rows, parity: Rows) -> npt.NDArray[np.int32]:
+    """Correct message and parity rows in place.
+
+    Returns:
+        (64 * lane_words,) the number of bits flipped per lane; 0 = was a codeword; -1 = uncorrectable, left as read.
+    """
+    for rows in (message, parity):
+        if not rows.flags.c_contiguous:
+            return _decode_copies(tables, message, parity)
+    flips = np.zeros(64 * message.shape[1], np.int32)
+    remainder, solver = _Remainder(tables), _Solver(tables)
+    for column in range(0, message.shape[1], WORDS):
+        difference = remainder.of(message, column)
+        difference ^= parity[:, column : column + WORDS]
+        dirty = np.bitwise_or.reduce(difference, axis=0)
+        if dirty.any():
+            flips[64 * column : 64 * column + LANES] = solver.solve(remainder.state, dirty, message, parity, column)
+    return flips
+
+
+def _decode_copies(tables: Tables, message: Rows, parity: Rows) -> npt.NDArray[np.int32]:
+    copies = np.ascontiguousarray(message), np.ascontiguousarray(parity)
+    flips = decode(tables, *copies)
+    message[:], parity[:] = copies
+    return flips
+
+
+class _Solver:
+    """Scratch for decoding many batches, and the decoding of one."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        m, t = tables.m, tables.t
+        passes, outputs, _ = tables.syndromes.shape
+        self.remainder = _aligned(passes * WINDOW, WORDS)
+        self.leaders = _aligned(outputs // m, m, WORDS)
+        self.syndromes = _aligned(2 * t + 1, m, WORDS)
+        depth = max(SHALLOWEST, t.bit_length())
+        self.locator = _aligned(1 << depth, m, WORDS)
+        self.previous = _aligned(3 * t + 2, m, WORDS)
+        self.lengths = _aligned((2 * t).bit_length(), WORDS)
+        self.scratch = _aligned(5, m, WORDS)
+        self.work = _aligned(len(self.locator), m, WORDS)
+        self.roots = _aligned(max(8 << depth, 1 << m))
+        self.sums = _aligned(TABLES << BITS, WORDS)
+        self.done = np.zeros(WORDS, np.uint64)
+
+    def solve(self, state: Rows, dirty: Rows, message: Rows, parity: Rows, column: int) -> npt.NDArray[np.int32]:
+        """Correct the 512 lanes at `column`, whose remainders are in the first rows of `state`: (512,) flips."""
+        tables = self.tables
+        self.remainder[: tables.parity_bits] = state[: tables.parity_bits]
+        bitsliced.combine(self.remainder, tables.syndromes, self.leaders.reshape(-1, WORDS), self.sums)
+        longest = bitsliced.berlekamp_massey(
+            tables.planes,
+            self.leaders,
+            tables.slots,
+            tables.squarings,
+            self.syndromes,
+            self.locator,
+            self.previous,
+            self.lengths,
+            self.scratch,
+        )
+        lengths = _counts(self.lengths)
+        wrong = np.unpackbits(dirty.view(np.uint8), bitorder="little").astype(np.bool_)
+        hopeful = wrong & (lengths > 0) & (lengths <= tables.t)
+        transform = tables.transform(longest)
+        bitsliced.correct(
+            tables.planes,
+            self.locator,
+            self.lengths,
+            np.packbits(hopeful, bitorder="little").view(np.uint64),
+            transform.depth,
+            transform.twists,
+            transform.constants,
+            transform.positions,
+            self.work,
+            self.roots,
+            message,
+            parity,
+            column,
+            self.done,
+        )
+        done = np.unpackbits(self.done.view(np.uint8), bitorder="little").astype(np.bool_)
+        return np.where(done, lengths, np.where(wrong, -1, 0)).astype(np.int32)
+
+
+def _counts(planes: Rows) -> npt.NDArray[np.int64]:
+    """(512,) numbers held as bit planes, least significant first."""
+    bits = np.unpackbits(planes.view(np.uint8), axis=1, bitorder="little")
+    result: npt.NDArray[np.int64] = (bits.astype(np.int64) << np.arange(len(planes))[:, None]).sum(axis=0)
+    return result

@@ -1,0 +1,695 @@
+"""Compiled kernels of the BCH decoder: 512 codewords side by side, one bit of each in a 512-bit vector.
+
+An *element* is 512 members of GF(2^m), one per lane: m vectors ("planes") of 8 words, plane b holding the coefficients
+of alpha^b. Arrays of elements are (count, m, 8) uint64. Field operations are straight-line code per m: the argument
+`planes`, a tuple of m integers, carries m in its type, so every m is compiled once, when first used, and kept in
+numba's file cache.
+
+All vector operations are plain LLVM vector IR and run on any processor. Everything that is compiled stays in this one
+file, because the file cache does not notice changes in other files.
+
+Sources: method of four Russians on bit planes: M. Albrecht, G. Bard, W. Hart, Algorithm 898, ACM TOMS 37 (2010);
+bit-sliced decoding: D. J. Bernstein, T. Chou, P. Schwabe, McBits, CHES 2013; Berlekamp-Massey: R. E. Blahut, Algebraic
+Codes for Data Transmission, Cambridge 2003, chapter 7; additive FFT: S. Gao, T. Mateer, IEEE Trans. Inf. Theory 56
+(2010); inverse: T. Itoh, S. Tsujii, Information and Computation 78 (1988).
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic as numba_intrinsic
+from numba.extending import models, register_model
+
+from ckptguard.kernels.algebra import PRIMITIVE_POLYNOMIALS
+
+WORDS = 8  # of 64 lanes in a vector
+BITS = 6  # rows combined by one table of the method of four Russians
+TABLES = 8
+WINDOW = BITS * TABLES  # rows taken in at a time
+
+intrinsic: Any = numba_intrinsic  # an intrinsic is called without its first parameter
+
+_I8, _I32, _I64 = (ir.IntType(width) for width in (8, 32, 64))
+_VECTOR = ir.VectorType(_I64, WORDS)
+_ZERO = ir.Constant(_VECTOR, [0] * WORDS)
+_ONES = ir.Constant(_VECTOR, [-1] * WORDS)
+
+
+class _VectorType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="Vector512")
+
+
+_vector = _VectorType()
+
+
+@register_model(_VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _VECTOR)
+
+
+def _pointer(builder: Any, address: Any, offset: int, pointee: Any) -> Any:
+    moved = builder.add(address, ir.Constant(_I64, offset)) if offset else address
+    return builder.inttoptr(moved, pointee.as_pointer())
+
+
+def _load(builder: Any, address: Any, offset: int = 0) -> Any:
+    return builder.load(_pointer(builder, address, offset, _VECTOR), align=8)
+
+
+def _store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
+    builder.store(value, _pointer(builder, address, offset, _VECTOR), align=8)
+
+
+def _load_element(builder: Any, address: Any, m: int) -> list[Any]:
+    return [_load(builder, address, 64 * plane) for plane in range(m)]
+
+
+def _store_element(builder: Any, element: list[Any], address: Any) -> None:
+    for plane, value in enumerate(element):
+        _store(builder, value, address, 64 * plane)
+
+
+def _splat(builder: Any, word: Any) -> Any:
+    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), word, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, WORDS), [0] * WORDS))
+
+
+def _load_broadcast(builder: Any, address: Any, m: int) -> list[Any]:
+    """The same 64 lanes of every plane in all words."""
+    return [_splat(builder, builder.load(_pointer(builder, address, 64 * plane, _I64), align=8)) for plane in range(m)]
+
+
+def _load_constants(builder: Any, address: Any, plane: int) -> Any:
+    """Eight bytes, 0 or -1, as eight words: one coefficient of eight constants."""
+    small = ir.VectorType(_I8, WORDS)
+    return builder.sext(builder.load(_pointer(builder, address, WORDS * plane, small), align=8), _VECTOR)
+
+
+def _times_x(builder: Any, element: list[Any]) -> list[Any]:
+    m, top = len(element), element[-1]
+    product = [top, *element[:-1]]
+    for plane in range(1, m):
+        if PRIMITIVE_POLYNOMIALS[m] >> plane & 1:
+            product[plane] = builder.xor(product[plane], top)
+    return product
+
+
+def _multiply_add(builder: Any, total: list[Any], element: list[Any], factor: Any) -> list[Any]:
+    """total + element * factor, plane by plane of the factor (Horner): few values live at a time."""
+    m = len(element)
+    total, power = list(total), list(element)
+    for plane in range(m):
+        coefficient = factor(plane)
+        total = [builder.xor(total[i], builder.and_(power[i], coefficient)) for i in range(m)]
+        if plane < m - 1:
+            power = _times_x(builder, power)
+    return total
+
+
+# Vector operations, as used inside the kernels below. Addresses are integers, in bytes.
+
+
+@intrinsic
+def _get(context, address):
+    def generate(context, builder, signature, arguments):
+        return _load(builder, arguments[0])
+
+    return _vector(types.intp), generate
+
+
+@intrinsic
+def _put(context, address, value):
+    def generate(context, builder, signature, arguments):
+        _store(builder, arguments[1], arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, _vector), generate
+
+
+@intrinsic
+def _fill(context, bit):
+    """All lanes 0 or all lanes 1."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.select(builder.icmp_signed("!=", arguments[0], ir.Constant(_I64, 0)), _ONES, _ZERO)
+
+    return _vector(types.intp), generate
+
+
+def _binary(name: str) -> Any:
+    @intrinsic
+    def operation(context, a, b):
+        def generate(context, builder, signature, arguments):
+            return getattr(builder, name)(arguments[0], arguments[1])
+
+        return _vector(_vector, _vector), generate
+
+    return operation
+
+
+_xor, _and, _or = _binary("xor"), _binary("and_"), _binary("or_")
+
+
+@intrinsic
+def _not(context, value):
+    def generate(context, builder, signature, arguments):
+        return builder.xor(arguments[0], _ONES)
+
+    return _vector(_vector), generate
+
+
+@intrinsic
+def _any(context, value):
+    """Whether any lane is 1."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.icmp_signed(
+            "!=", builder.bitcast(arguments[0], ir.IntType(512)), ir.Constant(ir.IntType(512), 0)
+        )
+
+    return types.boolean(_vector), generate
+
+
+# Field operations on elements; `planes` is a tuple of m integers.
+
+
+@intrinsic
+def _square(context, planes, out, a):
+    """out = a^2."""
+    m = planes.count
+
+    def generate(context, builder, signature, arguments):
+        element = _load_element(builder, arguments[2], m)
+        wide = [_ZERO] * (2 * m - 1)
+        for plane in range(m):
+            wide[2 * plane] = element[plane]
+        for plane in range(2 * m - 2, m - 1, -1):
+            for tap in range(m):
+                if PRIMITIVE_POLYNOMIALS[m] >> tap & 1:
+                    wide[plane - m + tap] = builder.xor(wide[plane - m + tap], wide[plane])
+        _store_element(builder, wide[:m], arguments[1])
+        return context.get_dummy_value()
+
+    return types.void(planes, types.intp, types.intp), generate
+
+
+@intrinsic
+def _multiply(context, planes, out, a, b):
+    """out = a * b."""
+    m = planes.count
+
+    def generate(context, builder, signature, arguments):
+        _, out, a, b = arguments
+        product = _multiply_add(
+            builder, [_ZERO] * m, _load_element(builder, a, m), lambda plane: _load(builder, b, 64 * plane)
+        )
+        _store_element(builder, product, out)
+        return context.get_dummy_value()
+
+    return types.void(planes, types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def _scale(context, planes, a, constant):
+    """a = a * constant, one constant for all lanes (eight equal bytes per plane)."""
+    m = planes.count
+
+    def generate(context, builder, signature, arguments):
+        _, a, constant = arguments
+        product = _multiply_add(
+            builder,
+            [_ZERO] * m,
+            _load_element(builder, a, m),
+            lambda plane: _load_constants(builder, constant, plane),
+        )
+        _store_element(builder, product, a)
+        return context.get_dummy_value()
+
+    return types.void(planes, types.intp, types.intp), generate
+
+
+def _loop(builder: Any, count: Any, body: Any, carried: list[Any]) -> list[Any]:
+    """Emit `for i in range(count)`, at least once; `body(i, values)` returns the carried values of the next turn."""
+    before = builder.block
+    turn, after = builder.append_basic_block("turn"), builder.append_basic_block("after")
+    builder.branch(turn)
+    builder.position_at_end(turn)
+    i = builder.phi(_I64)
+    values = [builder.phi(_VECTOR) for _ in carried]
+    results = body(i, values)
+    following = builder.add(i, ir.Constant(_I64, 1))
+    i.add_incoming(ir.Constant(_I64, 0), before)
+    i.add_incoming(following, builder.block)
+    for value, start, result in zip(values, carried, results, strict=True):
+        value.add_incoming(start, before)
+        value.add_incoming(result, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), turn, after)
+    builder.position_at_end(after)
+    return list(results)
+
+
+@intrinsic
+def _dot(context, planes, out, a, b, count):
+    """out = a[0] * b[0] + a[1] * b[-1] + ... + a[count-1] * b[1-count]."""
+    m = planes.count
+
+    def generate(context, builder, signature, arguments):
+        _, out, a, b, count = arguments
+
+        def body(i, total):
+            step = builder.mul(i, ir.Constant(_I64, 64 * m))
+            left, right = builder.add(a, step), builder.sub(b, step)
+            return _multiply_add(
+                builder, total, _load_element(builder, left, m), lambda plane: _load(builder, right, 64 * plane)
+            )
+
+        _store_element(builder, _loop(builder, count, body, [_ZERO] * m), out)
+        return context.get_dummy_value()
+
+    return types.void(planes, types.intp, types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def _update(context, planes, locator, previous, factor, chosen, count):
+    """Per i < count: locator[i] += factor * previous[i], and previous[i] = the old locator[i] in the chosen lanes."""
+    m = planes.count
+
+    def generate(context, builder, signature, arguments):
+        _, locator, previous, factor, chosen, count = arguments
+        lanes = _load(builder, chosen)
+
+        def body(i, _):
+            step = builder.mul(i, ir.Constant(_I64, 64 * m))
+            here, there = builder.add(locator, step), builder.add(previous, step)
+            old, other = _load_element(builder, here, m), _load_element(builder, there, m)
+            new = _multiply_add(builder, old, other, lambda plane: _load(builder, factor, 64 * plane))
+            for plane in range(m):
+                change = builder.and_(lanes, builder.xor(old[plane], other[plane]))
+                _store(builder, builder.xor(other[plane], change), there, 64 * plane)
+            _store_element(builder, new, here)
+            return []
+
+        _loop(builder, count, body, [])
+        return context.get_dummy_value()
+
+    return types.void(planes, types.intp, types.intp, types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def _butterfly_spread(context, planes, u, v, constants, low, high):
+    """low = u + c * v, high = low + v, 64 lanes of u and v spread over eight points with a constant c each."""
+    m = planes.count
+
+    def generate(context, builder, signature, arguments):
+        _, u, v, constants, low, high = arguments
+        factor = _load_broadcast(builder, v, m)
+        total = _multiply_add(
+            builder,
+            _load_broadcast(builder, u, m),
+            factor,
+            lambda plane: _load_constants(builder, constants, plane),
+        )
+        _store_element(builder, total, low)
+        _store_element(builder, [builder.xor(total[i], factor[i]) for i in range(m)], high)
+        return context.get_dummy_value()
+
+    return types.void(planes, *[types.intp] * 5), generate
+
+
+@intrinsic
+def _butterfly(context, planes, u, v, constants):
+    """u, v = u + c * v, u + c * v + v in place."""
+    m = planes.count
+
+    def generate(context, builder, signature, arguments):
+        _, u, v, constants = arguments
+        factor = _load_element(builder, v, m)
+        total = _multiply_add(
+            builder, _load_element(builder, u, m), factor, lambda plane: _load_constants(builder, constants, plane)
+        )
+        _store_element(builder, total, u)
+        _store_element(builder, [builder.xor(total[i], factor[i]) for i in range(m)], v)
+        return context.get_dummy_value()
+
+    return types.void(planes, *[types.intp] * 3), generate
+
+
+@intrinsic
+def _butterfly_zeros(context, planes, u, v, constants, low, high):
+    """Lanes where u + c * v is zero to low, those where u + c * v + v is zero to high."""
+    m = planes.count
+
+    def generate(context, builder, signature, arguments):
+        _, u, v, constants, low, high = arguments
+        factor = _load_element(builder, v, m)
+        total = _multiply_add(
+            builder, _load_element(builder, u, m), factor, lambda plane: _load_constants(builder, constants, plane)
+        )
+        first = second = _ZERO
+        for plane in range(m):
+            first = builder.or_(first, total[plane])
+            second = builder.or_(second, builder.xor(total[plane], factor[plane]))
+        _store(builder, builder.xor(first, _ONES), low)
+        _store(builder, builder.xor(second, _ONES), high)
+        return context.get_dummy_value()
+
+    return types.void(planes, *[types.intp] * 5), generate
+
+
+# Kernels.
+
+
+@njit(cache=True, nogil=True)
+def _fill_table(table, group, bit, row):
+    """Double table `group`: entries with `bit` set are those without it plus `row`."""
+    start = table + 64 * (group << BITS)
+    for i in range(1 << bit):
+        _put(start + 64 * ((1 << bit) + i), _xor(row, _get(start + 64 * i)))
+
+
+@njit(cache=True, nogil=True)
+def _gather(table, picks, start):
+    """Sum of the table rows that the TABLES picks name."""
+    total = _get(table + 8 * np.intp(picks[0]))
+    for group in range(1, TABLES):
+        total = _xor(total, _get(table + 8 * np.intp(picks[group])))
+    return _xor(total, start)
+
+
+@njit(cache=True, nogil=True)
+def remainder(message, column, picks, state, table):
+    """Divide 512 messages, followed by r zero bits, by the generator polynomial.
+
+    Args:
+        message: (bits, lane_words) uint64 rows, highest power first; words column..column+7 are used.
+        column: multiple of 8.
+        picks: (r, TABLES) uint16 from `bch.picks_of`: the sums of WINDOW leading rows that fall on each row.
+        state: (r + WINDOW, 8) uint64; rows 0..r-1 receive the remainder.
+        table: (TABLES << BITS, 8) uint64 scratch, 64-byte aligned.
+    """
+    bits, parity_bits = message.shape[0], picks.shape[0]
+    stride, source = 8 * message.shape[1], np.intp(message.ctypes.data) + 8 * column
+    rows, sums = np.intp(state.ctypes.data), np.intp(table.ctypes.data)
+    zero = _fill(0)
+    for i in range(parity_bits + WINDOW):
+        _put(rows + 64 * i, zero)
+    first = -(-bits // WINDOW) * -WINDOW + bits
+    for start in range(first, bits, WINDOW):
+        for group in range(TABLES):
+            _put(sums + 64 * (group << BITS), zero)
+            for bit in range(BITS):
+                i = group * BITS + bit
+                row = _get(rows + 64 * i) if i < parity_bits else zero
+                if start + i >= 0:
+                    row = _xor(row, _get(source + stride * (start + i)))
+                _fill_table(sums, group, bit, row)
+        for i in range(parity_bits):
+            _put(rows + 64 * i, _gather(sums, picks[i], _get(rows + 64 * (i + WINDOW))))
+
+
+@njit(cache=True, nogil=True)
+def combine(rows, picks, out, table):
+    """out[o] = sum of the rows a binary matrix names, 512 lanes at once.
+
+    Args:
+        rows: (passes * WINDOW, 8) uint64; rows beyond the matrix must be zero.
+        picks: (passes, outputs, TABLES) uint16 from `bch.picks_of`.
+        out: (outputs, 8) uint64.
+        table: (TABLES << BITS, 8) uint64 scratch, 64-byte aligned.
+    """
+    source, target, sums = np.intp(rows.ctypes.data), np.intp(out.ctypes.data), np.intp(table.ctypes.data)
+    zero = _fill(0)
+    for o in range(out.shape[0]):
+        _put(target + 64 * o, zero)
+    for step in range(picks.shape[0]):
+        for group in range(TABLES):
+            _put(sums + 64 * (group << BITS), zero)
+            for bit in range(BITS):
+                _fill_table(sums, group, bit, _get(source + 64 * (step * WINDOW + group * BITS + bit)))
+        for o in range(out.shape[0]):
+            _put(target + 64 * o, _gather(sums, picks[step, o], _get(target + 64 * o)))
+
+
+@njit(cache=True, nogil=True)
+def _invert(planes, out, a, scratch):
+    """out = 1 / a (0 for 0): a^(2^m - 2) by Itoh and Tsujii. out, a and scratch must differ."""
+    m = len(planes)
+    for plane in range(m):
+        _put(out + 64 * plane, _get(a + 64 * plane))
+    done = 1  # out = a^(2^done - 1)
+    top = 0
+    while (m - 1) >> (top + 1):
+        top += 1
+    for bit in range(top - 1, -1, -1):
+        _square(planes, scratch, out)
+        for _ in range(done - 1):
+            _square(planes, scratch, scratch)
+        _times(planes, out, out, scratch)
+        done *= 2
+        if (m - 1) >> bit & 1:
+            _square(planes, scratch, out)
+            _times(planes, out, scratch, a)
+            done += 1
+    _square(planes, out, out)
+
+
+@njit(cache=True, nogil=True)
+def _times(planes, out, a, b):
+    _multiply(planes, out, a, b)
+
+
+@njit(cache=True, nogil=True)
+def _spread_syndromes(planes, leaders, slots, squarings, syndromes):
+    """S_1 .. S_2t from those of the coset leaders: S_2i = S_i^2."""
+    size = 64 * len(planes)
+    source, target = np.intp(leaders.ctypes.data), np.intp(syndromes.ctypes.data)
+    for i in range(1, syndromes.shape[0]):
+        here = target + size * i
+        if i & 1:
+            for plane in range(len(planes)):
+                _put(here + 64 * plane, _get(source + size * slots[i] + 64 * plane))
+            for _ in range(squarings[i]):
+                _square(planes, here, here)
+        else:
+            _square(planes, here, target + size * (i >> 1))
+
+
+@njit(cache=True, nogil=True)
+def berlekamp_massey(planes, leaders, slots, squarings, syndromes, locator, previous, lengths, scratch):
+    """Error locators of 512 codewords.
+
+    The two steps of the binary algorithm are taken as one. Coefficients beyond t are dropped: they belong to lanes
+    whose length exceeds t, and a length never shrinks. Every discrepancy up to S_(2t-1) is computed, so a locator of
+    length L <= t that has L different roots is proven to explain all 2t syndromes.
+
+    Args:
+        planes: tuple of m integers.
+        leaders: (leaders, m, 8) syndromes S_i for the coset leaders i.
+        slots: (2t + 1,) int64; for odd i, the index in `leaders` of the leader of i's coset.
+        squarings: (2t + 1,) int64; S_i is that leader's syndrome squared so often.
+        syndromes: (2t + 1, m, 8) scratch.
+        locator: (at least t + 1, m, 8) receives the coefficients, constant first; zero beyond its length.
+        previous: (3t + 2, m, 8) scratch.
+        lengths: (counter_bits, 8) receives the length per lane as a bit-sliced number; lengths > t: more than t errors.
+        scratch: (5, m, 8) scratch.
+    Returns:
+        The greatest length that is not beyond t.
+    """
+    m, t = len(planes), syndromes.shape[0] >> 1
+    size = 64 * m
+    counters = lengths.shape[0]
+    S, Λ, B, L = (
+        np.intp(syndromes.ctypes.data),
+        np.intp(locator.ctypes.data),
+        np.intp(previous.ctypes.data),
+        np.intp(lengths.ctypes.data),
+    )
+    delta = np.intp(scratch.ctypes.data)
+    inverse, factor, power, change = delta + size, delta + 2 * size, delta + 3 * size, delta + 4 * size
+    _spread_syndromes(planes, leaders, slots, squarings, syndromes)
+    locator[:] = 0
+    previous[:] = 0
+    lengths[:] = 0
+    scratch[:] = 0
+    ones, alive = _fill(1), _fill(1)
+    _put(Λ, ones)
+    _put(inverse, ones)
+    base = B + 2 * t * size  # the coefficient of x^0 of the previous locator, shifted; it moves down two per turn
+    _put(base + size, ones)
+    longest = 0
+    for k in range(t):
+        _dot(planes, delta, Λ, S + (2 * k + 1) * size, min(longest, 2 * k) + 1)
+        wrong = _fill(0)
+        for plane in range(m):
+            value = _and(alive, _get(delta + 64 * plane))
+            _put(delta + 64 * plane, value)
+            wrong = _or(wrong, value)
+        if _any(wrong):
+            less, equal = _fill(0), ones
+            for j in range(counters - 1, -1, -1):
+                length, bound = _get(L + 64 * j), _fill((k >> j) & 1)
+                less = _or(less, _and(equal, _and(_not(length), bound)))
+                equal = _and(equal, _not(_xor(length, bound)))
+            longer = _and(wrong, _or(less, equal))
+            _put(change, longer)
+            borrow, candidates = _fill(0), alive
+            for j in range(counters):
+                length, total = _get(L + 64 * j), _fill(((2 * k + 1) >> j) & 1)
+                unequal = _xor(total, length)
+                difference = _xor(unequal, borrow)
+                borrow = _or(_and(_not(total), length), _and(_not(unequal), borrow))
+                _put(L + 64 * j, _xor(length, _and(longer, _xor(length, difference))))
+            more, equal = _fill(0), ones
+            for j in range(counters - 1, -1, -1):
+                length, bound = _get(L + 64 * j), _fill((t >> j) & 1)
+                more = _or(more, _and(equal, _and(length, _not(bound))))
+                equal = _and(equal, _not(_xor(length, bound)))
+            alive = _and(alive, _not(more))
+            candidates = alive
+            longest = 0
+            for j in range(counters - 1, -1, -1):
+                among = _and(candidates, _get(L + 64 * j))
+                if _any(among):
+                    longest |= 1 << j
+                    candidates = among
+            _times(planes, factor, delta, inverse)
+            _update(planes, Λ, base, factor, change, longest + 1)
+            if _any(longer):
+                _invert(planes, factor, delta, power)
+                for plane in range(m):
+                    old = _get(inverse + 64 * plane)
+                    _put(inverse + 64 * plane, _xor(old, _and(longer, _xor(old, _get(factor + 64 * plane)))))
+        base -= 2 * size
+    return longest
+
+
+@njit(cache=True, nogil=True)
+def _split(planes, depth, twists, source, other):
+    """Turn 2^depth coefficients into the constants at the leaves of the additive FFT; returns the address they are at.
+
+    Per level: substitute so that the last basis element is 1, expand in powers of x^2 + x, part even from odd terms.
+    """
+    size = 64 * len(planes)
+    count = 1 << depth
+    for level in range(depth):
+        length = count >> level
+        if level:
+            for i in range(count):
+                if i & (length - 1):
+                    _scale(
+                        planes, source + size * i, twists + 8 * len(planes) * (count - 2 * length + (i & (length - 1)))
+                    )
+        block = length
+        while block > 2:
+            quarter = block >> 2
+            for start in range(0, count, block):
+                for step in range(2, 0, -1):
+                    into = source + size * (start + step * quarter)
+                    for i in range(0, size * quarter, 64):
+                        _put(into + i, _xor(_get(into + i), _get(into + i + size * quarter)))
+            block >>= 1
+        for start in range(0, count, length):
+            for i in range(length):
+                target = other + size * (start + (i >> 1) + (i & 1) * (length >> 1))
+                for plane in range(0, size, 64):
+                    _put(target + plane, _get(source + size * (start + i) + plane))
+        source, other = other, source
+    return source
+
+
+@njit(cache=True, nogil=True)
+def _find_roots(planes, leaves, word, depth, constants, octets, work, roots):
+    """Evaluate 64 locators at all points; bit c of roots[p] says that point p is a root of locator 64 * word + c.
+
+    The points are taken in groups of 8 * 2^depth: 8 neighbours side by side in a vector, and 2^depth along a transform
+    that fits the cache. `constants` holds, level by level from the root, (2^(depth-1-level), octets, m, 8) bytes.
+    """
+    m = len(planes)
+    size, count = 64 * m, 1 << depth
+    row = 8 * m * octets
+    for octet in range(octets):
+        level = depth - 1
+        here = constants + 8 * m * octet
+        for node in range(count >> 1):
+            u = leaves + 2 * size * node + 8 * word
+            _butterfly_spread(
+                planes, u, u + size, here + row * (count - 2), work + 2 * size * node, work + 2 * size * node + size
+            )
+        while level > 1:
+            level -= 1
+            half = 1 << (depth - 1 - level)
+            table = here + row * (count - 2 * half)
+            for start in range(0, count, 2 * half):
+                for e in range(start, start + half):
+                    _butterfly(planes, work + size * e, work + size * (e + half), table + row * (e - start))
+        half = count >> 1
+        for e in range(half):
+            low = roots + 64 * (octets * e + octet)
+            _butterfly_zeros(
+                planes, work + size * e, work + size * (e + half), here + row * e, low, low + 64 * octets * half
+            )
+
+
+@njit(cache=True, nogil=True)
+def _settle(roots, positions, lengths, hopeful, word, message, parity, column):
+    """Flip the roots of lanes that have as many as their locator is long; returns those lanes."""
+    missing = message.shape[0] + parity.shape[0]
+    counts = np.zeros(lengths.shape[0] + 1, np.uint64)
+    for point in range(positions.shape[0]):
+        found = roots[point]
+        if found and positions[point] < missing:
+            for j in range(counts.shape[0]):
+                counts[j], found = counts[j] ^ found, counts[j] & found
+                if not found:
+                    break
+    agree = hopeful & ~counts[-1]
+    for j in range(lengths.shape[0]):
+        agree &= ~(counts[j] ^ lengths[j, word])
+    if agree:
+        for point in range(positions.shape[0]):
+            found = roots[point] & agree
+            if found and positions[point] < missing:
+                row = missing - 1 - positions[point]
+                if row < message.shape[0]:
+                    message[row, column + word] ^= found
+                else:
+                    parity[row - message.shape[0], column + word] ^= found
+    return agree
+
+
+@njit(cache=True, nogil=True)
+def correct(
+    planes, locator, lengths, hopeful, depth, twists, constants, positions, work, roots, message, parity, column, done
+):
+    """Find the roots of the locators and flip the bits they name, in place.
+
+    Args:
+        planes: tuple of m integers.
+        locator: (2^depth, m, 8) coefficients, constant first; overwritten.
+        lengths: (counter_bits, 8) the locators' lengths, bit-sliced.
+        hopeful: (8,) uint64, lanes whose length is 1..t.
+        depth: the locators have fewer than 2^depth coefficients; at least 2.
+        twists, constants: (...) int8, from `bch.transform_tables`.
+        positions: (points,) int64, the power of x that each point locates; beyond the code's length: none.
+        work: (2^depth, m, 8) scratch.
+        roots: (points,) uint64 scratch.
+        message, parity: rows of lanes, corrected in words column..column+7.
+        done: (8,) uint64 receives the lanes that were corrected.
+    """
+    leaves = _split(planes, depth, np.intp(twists.ctypes.data), np.intp(locator.ctypes.data), np.intp(work.ctypes.data))
+    scratch = np.intp(work.ctypes.data) if leaves != np.intp(work.ctypes.data) else np.intp(locator.ctypes.data)
+    octets = positions.shape[0] >> (depth + 3)
+    for word in range(WORDS):
+        done[word] = 0
+        if hopeful[word]:
+            _find_roots(
+                planes, leaves, word, depth, np.intp(constants.ctypes.data), octets, scratch, np.intp(roots.ctypes.data)
+            )
+            done[word] = _settle(roots, positions, lengths, hopeful[word], word, message, parity, column)
