@@ -257,7 +257,7 @@ def test_a_device_map_makes_one_shard_per_device(model: Path, tmp_path: Path) ->
         '[[device]]\nname = "good"\ntensors = ["*"]\nchannel = "bsc:1e-6"\n'
     )
     made = run_json("protect", model, "-o", tmp_path / "set", "--devices", devices, "--code", CODE)
-    assert [shard["device"]["name"] for shard in made["shards"]] == ["bad", "good"]
+    assert {shard["device"]["name"] for shard in made["shards"]} == {"bad", "good"}
     assert run("check", tmp_path / "set").exit_code == 0
     Path(made["files"][1]).unlink()
     assert run("check", tmp_path / "set").exit_code == 13
