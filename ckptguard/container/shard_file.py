@@ -253,7 +253,7 @@ def _open(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise ContainerError(f"{path}: there is no such file") from error
+        raise ContainerError(f"{path}: there is no such file; check the name") from error
     except (OSError, ValueError) as error:
         raise ContainerError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     mode = os.fstat(descriptor).st_mode
@@ -322,14 +322,14 @@ def _find_superblock(path: Path, descriptor: int, size: int) -> tuple[Superblock
             f"{path}: {size} bytes are no container (the smallest has {2 * CODEWORD_BYTES}); "
             "is it empty, truncated or another file?"
         )
-    head = _read(descriptor, 0, CODEWORD_BYTES).tobytes()
-    superblock = _decode_superblock(head)
-    if superblock is not None:
-        return superblock, True
-    tail = _read(descriptor, size - CODEWORD_BYTES, CODEWORD_BYTES).tobytes()
-    superblock = _decode_superblock(tail)
-    if superblock is not None:
-        return superblock, False
+    head, tail = (_read(descriptor, place, CODEWORD_BYTES).tobytes() for place in (0, size - CODEWORD_BYTES))
+    try:
+        if (superblock := _decode_superblock(head)) is not None:
+            return superblock, True
+        if (superblock := _decode_superblock(tail)) is not None:
+            return superblock, False
+    except ContainerError as error:
+        raise ContainerError(f"{path}: {error}") from error
     if looks_like_superblock(head) or looks_like_superblock(tail):
         raise MetadataLostError(f"{path}: both superblocks are damaged beyond repair; nothing can be located")
     raise ContainerError(f"{path}: no ckptguard container (no superblock at either end); `ckptguard protect` makes one")
@@ -339,11 +339,13 @@ def _check_sizes(path: Path, superblock: Superblock, size: int) -> None:
     """Refuse declared sizes that the file cannot mean, before anything is allocated."""
     if superblock.metadata_bytes > _MAX_METADATA_BYTES or superblock.metadata_stored > size:
         raise ContainerError(
-            f"{path}: declares {superblock.metadata_bytes} bytes of metadata, which do not fit a file of {size} bytes"
+            f"{path}: declares {superblock.metadata_bytes} bytes of metadata, which do not fit a file of {size} bytes; "
+            "it is cut off, get it again or from a backup"
         )
     if superblock.file_bytes > _LONGEST_LOSS * size:
         raise ContainerError(
-            f"{path}: declares {superblock.file_bytes} bytes but has {size}; so little is left that it is not read"
+            f"{path}: declares {superblock.file_bytes} bytes but has {size}; so little is left that it is not read, "
+            "get it again"
         )
 
 
@@ -351,7 +353,7 @@ def _check_payload_size(path: Path, superblock: Superblock, size: int) -> None:
     if superblock.payload_bytes > _LONGEST_LOSS * size:
         raise ContainerError(
             f"{path}: declares a payload of {superblock.payload_bytes} bytes beside it, which has {size}; so little is "
-            "left that it is not read"
+            "left that it is not read, get the file again"
         )
 
 

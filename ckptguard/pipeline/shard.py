@@ -92,9 +92,11 @@ class Shard:
             return cls._interpret(file)
         except CkptGuardError as error:
             file.close()
-            if str(path) in str(error):
-                raise
-            raise type(error)(f"{path}: {error}") from error
+            advice = (
+                "" if ";" in str(error) else "; flipped bits do not do this, get the container from where it was made"
+            )
+            where = "" if str(path) in str(error) else f"{path}: "
+            raise type(error)(f"{where}{error}{advice}") from error
         except BaseException:
             file.close()
             raise
@@ -258,11 +260,11 @@ def _check_set(shards: Sequence[Shard]) -> None:
     for shard in shards:
         digest.update(shard.file.metadata)
     if digest.intdigest() != shards[0].file.superblock.set_id:
-        raise ContainerError(f"{where}: the metadata of the shards is not that of their set")
+        raise ContainerError(f"{where}: the metadata of the shards is not that of their set; get the set again")
     try:
         plan.check_whole([shard.plan for shard in shards])
     except ValueError as error:
-        raise ContainerError(f"{where}: {error}") from error
+        raise ContainerError(f"{where}: {error}; get the set again") from error
 
 
 def _safe_name(name: Any) -> str:
