@@ -373,7 +373,7 @@ def test_quiet_prints_nothing(worn: Path) -> None:
         (["protect", "MODEL", "-o", "x", "--code", "auto"], 2, "--device"),
         (["protect", "MODEL", "-o", "x", "--target", "1e-9"], 2, "--code auto"),
         (["protect", "MODEL", "-o", "x", "--code", "bch:8191,6721"], 2, "bch:8191,6722"),
-        (["protect", "MODEL", "-o", "MODEL"], 2, "the checkpoint itself"),
+        (["protect", "MODEL", "-o", "MODEL"], 2, "inputs are never changed"),
         (["restore", "MODEL", "-o", "x"], 1, "model.safetensors"),
         (["repair", "CONTAINER"], 2, "--in-place"),
         (["verify", "CONTAINER", "--against", "MODEL", "--eval", "nothing.py:f"], 2, "nothing.py"),
