@@ -1,7 +1,7 @@
 """A reader of containers in plain Python, written from docs/format.md alone: the proof that the document suffices.
 
-It uses none of the product's code and no compiled kernels; numpy serves for bits, XXH3 and zstandard for what the document
-names.
+It uses none of the code under test and no compiled kernels; numpy serves for bits, XXH3 and zstandard for what the
+document names.
 
     files = read(Path("model.ckg").read_bytes())                         # {source name: bytes}
     files = read(sidecar.read_bytes(), payload.read_bytes())             # payload beside
