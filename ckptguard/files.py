@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -96,6 +96,17 @@ def _read_some(file: BinaryIO, offset: int, size: int) -> bytes:
     return os.pread(descriptor, size, offset)
 
 
+def refuse_overlap(target: Path, inputs: Iterable[Path], advice: str = "choose another name") -> None:
+    """Raise UsageError if writing `target` would replace one of the inputs, or a folder that one lies in."""
+    place = target.resolve()
+    for path in inputs:
+        found = path.resolve()
+        if found == place:
+            raise UsageError(f"{target}: is read, too, and inputs are never changed; {advice}")
+        if found.is_relative_to(place):
+            raise UsageError(f"{target}: holds {path}, which is read, and would be replaced as a whole; {advice}")
+
+
 def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.tmp{secrets.token_hex(4)}")
 
@@ -108,7 +119,7 @@ def _check_target(target: Path, overwrite: bool, folder: bool) -> None:
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise UsageError(f"{target}: exists already and is not replaced unasked; remove it or choose another name")
+        raise UsageError(f"{target}: exists already; choose another name, or ask to replace it (--force)")
     if target.is_dir() != folder:
         found, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
         raise UsageError(f"{target}: is {found} and cannot be replaced by {wanted}; choose another name")

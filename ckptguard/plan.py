@@ -9,18 +9,20 @@ digests and of reports.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ckptguard import codes, representations
+from ckptguard.checkpoint.safetensors import TensorInfo, parse_header
 from ckptguard.codes.base import TILE_WORDS, Code, UnitLayout
 from ckptguard.dtypes import DTYPES, DType
-from ckptguard.errors import ContainerError, SpecError
+from ckptguard.errors import CkptGuardError, ContainerError, SpecError
 from ckptguard.representations.base import Representation, Selection
 
 FILES_CODE = "bch:8191,6176"
@@ -28,6 +30,8 @@ FILES_CODE = "bch:8191,6176"
 probability 1 - 1e-15 per codeword."""
 
 HEADER, TENSOR, FILE = "header", "tensor", "file"
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes of a file's name and of its path, less than systems allow
 
 RawHeader = bytes
 
@@ -45,6 +49,12 @@ class Source:
     name: str
     bytes: int
     header: RawHeader = b""
+
+
+@lru_cache(maxsize=4096)
+def _selection(representation: str, dtype: DType, mask: str) -> Selection:
+    selection = representations.make(representation).select(dtype, mask)
+    return selection if selection.mask and selection.keep else Selection(0)
 
 
 @dataclass(frozen=True)
@@ -95,8 +105,7 @@ class Part:
     @cached_property
     def selection(self) -> Selection:
         """The protected bits of its stored words; all words count where nothing is protected."""
-        selection = representations.make(self.representation).select(self.dtype, self.mask)
-        return selection if selection.mask and selection.keep else Selection(0)
+        return _selection(self.representation, self.dtype, self.mask)
 
 
 @dataclass(frozen=True)
@@ -503,59 +512,144 @@ def from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: i
     """Rebuild a shard's plan from its metadata; whatever contradicts itself raises ContainerError."""
     try:
         return _from_json(name, record, headers, payload_bytes, beside)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, SpecError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, CkptGuardError) as error:
         raise ContainerError(f"{name}: the plan in the metadata does not fit the format: {error}") from error
 
 
 def _from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: int, beside: bool) -> ShardPlan:
     sources = tuple(
-        Source(str(item["name"]), _count(item["bytes"]), header)
+        Source(_text(item["name"]), _count(item["bytes"]), header)
         for item, header in zip(record["sources"], headers, strict=True)
     )
+    check_source_names([source.name for source in sources])
+    tensors = [_tensors_of(source) for source in sources]
     parts: list[Part] = []
     offset = 0
     for item in record["parts"]:
         part = Part(
             _count(item["source"]),
-            str(item["kind"]),
-            str(item["name"]),
-            DTYPES[item["dtype"]],
+            _text(item["kind"]),
+            _text(item["name"]),
+            DTYPES[_text(item["dtype"])],
             tuple(_count(size) for size in item["shape"]),
             _count(item["offset"]),
             _count(item["bytes"]),
             offset,
             _count(item["stored"]),
-            str(item["representation"]),
-            str(item["mask"]),
-            str(item["code"]),
+            _text(item["representation"]),
+            _text(item["mask"]),
+            _text(item["code"]),
         )
-        _check_part(part, sources)
+        _check_place(part, sources[part.source], tensors[part.source])
+        _check_coding(part)
         parts.append(part)
         offset += part.stored_bytes
     if offset != payload_bytes:
-        raise ContainerError(f"{name}: the parts fill {offset} bytes, the payload has {payload_bytes}")
+        raise ValueError(f"the parts fill {offset} bytes, the payload has {payload_bytes}")
     streams, parity = _streams(parts)
     described = [(s.code.spec, f"{s.mask:016x}", s.unit_tiles, s.words, s.parity_bytes) for s in streams]
     stated = [(s["code"], s["mask"], s["unit_tiles"], s["words"], s["parity"]) for s in record["streams"]]
     if described != stated:
-        raise ContainerError(f"{name}: the streams in the metadata are not those that its parts make")
+        raise ValueError("the streams in the metadata are not those that its parts make")
     device = record["device"]
+    if device is not None and not all(isinstance(device.get(key), str | None) for key in ("name", "channel")):
+        raise ValueError("the device is not the record it should be")
     return ShardPlan(name, device, sources, tuple(parts), tuple(streams), offset, parity, beside)
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError(f"{value!r} is no size")
+        raise ValueError(f"{reprlib.repr(value)} is no size")
     return value
 
 
-def _check_part(part: Part, sources: Sequence[Source]) -> None:
-    if part.kind not in (HEADER, TENSOR, FILE):
-        raise ValueError(f"{part.kind!r} is no kind of part")
-    if part.offset + part.bytes > sources[part.source].bytes:
-        raise ValueError(f"{part.name!r} reaches beyond its source")
+def _text(value: Any) -> str:
+    """A string that UTF-8 can write."""
+    if not isinstance(value, str):
+        raise ValueError(f"{reprlib.repr(value)} is no text")
+    value.encode()
+    return value
+
+
+def check_source_names(names: Sequence[str]) -> None:
+    """Raise ValueError unless files of these names can stand in one folder, each at a relative path of its own."""
+    known = set(names)
+    for name in names:
+        folders = name.split("/")
+        if (
+            "\\" in name
+            or "\0" in name
+            or any(part in ("", ".", "..") or len(part.encode()) > _LONGEST_NAME for part in folders)
+            or len(name.encode()) > _LONGEST_PATH
+        ):
+            raise ValueError(f"{reprlib.repr(name)} is no path of a file inside a folder")
+        if any("/".join(folders[:depth]) in known for depth in range(1, len(folders))):
+            raise ValueError(f"{reprlib.repr(name)} lies in a folder that is a file, too")
+    if len(known) < len(names):
+        raise ValueError("two sources have the same name")
+
+
+def check_whole(shards: Sequence[ShardPlan]) -> None:
+    """Raise ValueError unless the shards together hold every source, each of its bytes but the header's once."""
+    sources: dict[str, Source] = {}
+    held: dict[str, int] = {}
+    seen: set[tuple[str, str]] = set()
+    for shard in shards:
+        for source in shard.sources:
+            if sources.setdefault(source.name, source) != source:
+                raise ValueError(f"the shards disagree about {reprlib.repr(source.name)}")
+        for part in shard.parts:
+            if part.kind != HEADER:
+                name = shard.sources[part.source].name
+                if (name, part.name) in seen:
+                    raise ValueError(f"the shards hold {reprlib.repr(part.name)} of {reprlib.repr(name)} twice")
+                seen.add((name, part.name))
+                held[name] = held.get(name, 0) + part.bytes
+    check_source_names(list(sources))
+    for name, source in sources.items():
+        if held.get(name, 0) != source.bytes - len(source.header):
+            raise ValueError(f"the shards do not hold {reprlib.repr(name)} wholly and once")
+
+
+def _tensors_of(source: Source) -> dict[str, TensorInfo]:
+    """The tensors of a source, by name, as its safetensors header tells them; those not seen yet."""
+    if not source.header:
+        return {}
+    if int.from_bytes(source.header[:8], "little") != len(source.header) - 8 or len(source.header) > source.bytes:
+        raise ValueError(f"the header of {reprlib.repr(source.name)} does not have the size it states")
+    parsed = parse_header(source.header[8:], source.bytes - len(source.header), where=reprlib.repr(source.name))
+    return {tensor.name: tensor for tensor in parsed.tensors}
+
+
+def _check_place(part: Part, source: Source, tensors: dict[str, TensorInfo]) -> None:
+    """What a part says of its place must be what the header says; takes its tensor out of those not seen yet."""
+    if part.kind == TENSOR:
+        tensor = tensors.pop(part.name, None)
+        begin = len(source.header)
+        if tensor is None or (part.dtype, part.shape, part.offset, part.offset + part.bytes) != (
+            tensor.dtype,
+            tensor.shape,
+            begin + tensor.begin,
+            begin + tensor.end,
+        ):
+            raise ValueError(f"{reprlib.repr(part.name)} is not a tensor as the header of its source has it")
+        return
+    whole = {HEADER: len(source.header), FILE: source.bytes}
+    if part.kind not in whole or (part.kind == HEADER) != bool(source.header):
+        raise ValueError(f"{reprlib.repr(part.kind)} is no kind of part of this source")
+    if (part.dtype.name, part.representation, part.offset, part.bytes) != ("U8", "native", 0, whole[part.kind]):
+        raise ValueError(f"{reprlib.repr(part.name)} is not the whole of what it should be")
+
+
+def _check_coding(part: Part) -> None:
+    """Representation, mask and code must be spelled as the writer does, and fit."""
     representation: Representation = representations.make(part.representation)
-    if not part.stored_bytes == representation.stored_bytes(part.dtype, part.bytes):
-        raise ValueError(f"{part.name!r} has {part.stored_bytes} stored bytes, which its representation does not make")
+    native = part.representation == "native"
+    if representation.spec != part.representation or not (native or representation.applies(part.dtype)):
+        raise ValueError(f"{reprlib.repr(part.representation)} is no representation of {part.dtype.name}")
+    if part.stored_bytes != representation.stored_bytes(part.dtype, part.bytes):
+        raise ValueError(f"{reprlib.repr(part.name)} has not the stored bytes that its representation makes")
     if len(part.mask) != representation.word_bits(part.dtype) or set(part.mask) - {"0", "1"}:
-        raise ValueError(f"{part.name!r} has a mask that does not fit its words")
+        raise ValueError(f"{reprlib.repr(part.name)} has a mask that does not fit its words")
+    if codes.make(part.code).spec != part.code:
+        raise ValueError(f"{reprlib.repr(part.code)} is no code as containers name them")

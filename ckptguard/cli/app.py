@@ -88,6 +88,7 @@ class App(click.Group):
 
 
 @click.command(
+    "ckptguard",
     cls=App,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog="Exit statuses: 0 done or intact, 1 failure, 2 wrong usage, 10 damaged but correctable, 11 protected bits "

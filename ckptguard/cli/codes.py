@@ -48,10 +48,10 @@ def _codes(kind: str, n: int | None) -> list[Code]:
     from ckptguard.codes import make
 
     if kind == "bch":
-        from ckptguard.codes.bch import dimensions
-
         if n is None:
             raise UsageError("--n: which codeword length, 2^m - 1? As in `ckptguard codes bch --n 8191`")
+        from ckptguard.codes.bch import dimensions
+
         return [make(f"bch:{n},{k}") for k in dimensions(n)]
     if kind == "secded":
         from ckptguard.codes.secded import SIZES

@@ -64,7 +64,7 @@ def demo(output: Output, *, folder: Path, jobs: int | None) -> int:
 
     summary = ckptguard.inspect(container)
     record = _record(summary, flips[0].rises + flips[0].falls, flips[0].bits, report, verification)
-    record["accuracy"]["repaired"] = _accuracy(restored, task)
+    record["accuracy"]["repaired"] = _evaluate(restored, task)["accuracy"]
     head = {"command": "demo", "exit_status": 0, "output": str(folder), "parameters": parameters}
     output.result(head | record, lambda: _text(record))
     return 0
@@ -112,13 +112,13 @@ def _fit(images: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict
     return tensors
 
 
-def _accuracy(model: Path, task: Path) -> float:
-    """Accuracy of a safetensors file, read by the reference library."""
+def _evaluate(model: Path, task: Path) -> dict[str, float]:
+    """Metrics of a safetensors file, read by the reference library."""
     from safetensors.numpy import load_file
 
     from ckptguard.evaluate.user import evaluate, load_evaluator
 
-    return evaluate(load_evaluator(f"{task}:evaluate"), load_file(model))["accuracy"]
+    return evaluate(load_evaluator(f"{task}:evaluate"), load_file(model))
 
 
 def _record(summary: Summary, flips: int, bits: int, report: Report, verification: Verification) -> dict[str, Any]:
@@ -128,6 +128,7 @@ def _record(summary: Summary, flips: int, bits: int, report: Report, verificatio
             "clean": verification.metrics["clean"]["accuracy"],
             "unprotected": verification.metrics["unprotected"]["accuracy"],
         },
+        "not_finite": verification.metrics["unprotected"]["not_finite"],
         "flipped_bits": flips,
         "stored_bits": bits,
         "redundancy": summary.redundancy,
@@ -146,6 +147,7 @@ def _text(record: dict[str, Any]) -> str:
     from ckptguard.report.table import pairs, table
 
     accuracy = record["accuracy"]
+    broken = numbers.percent(record["not_finite"], 0)
     rows = [
         ("clean", numbers.percent(accuracy["clean"])),
         ("corrupted, without protection", numbers.percent(accuracy["unprotected"])),
@@ -153,6 +155,7 @@ def _text(record: dict[str, Any]) -> str:
     ]
     share = numbers.percent(record["flipped_bits"] / record["stored_bits"])
     facts = [
+        ("without it", f"{broken} of the images get scores that are NaN or infinite, which count as wrong"),
         ("flipped", f"{record['flipped_bits']:,} of {record['stored_bits']:,} stored bits ({share})"),
         (
             "codewords",

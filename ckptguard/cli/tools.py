@@ -10,7 +10,7 @@ from ckptguard.cli import options
 from ckptguard.cli.output import Output, write
 
 _CODES = ("none", "crc", "secded:72,64", "bch:1023,513", "bch:8191,6722")
-_CHANNELS = ("bsc:1e-3", "asymmetric:1e-3,1e-4")
+_CHANNELS = ("bsc:1e-3", "asymmetric:1e-3,1e-4", "burst:1e-5,1e-2,0.5", "erasure:4096,1e-3")
 
 
 @click.command(short_help="Print the completion script of a shell.")

@@ -1,14 +1,16 @@
 """A redo journal: the changes of a repair in place, made durable before the first byte of the target changes.
 
-Layout: magic (8 bytes), then records of offset (u64), length (u64), bytes; the commit record is offset 2^64 - 1, length
-0, followed by the XXH3-64 digest of everything before it. A journal without a right commit record was never applied and
-is discarded; one with it is applied, as often as needed (writing the same bytes again changes nothing).
+Layout: magic (8 bytes), identity of the container (u64), then records of offset (u64), length (u64), bytes; the commit
+record is offset 2^64 - 1, length 0, followed by the XXH3-64 digest of everything before it. A journal without a right
+commit record was never applied and is discarded; one with it is applied, as often as needed (writing the same bytes
+again changes nothing), but to the container it was made for only.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,30 +19,41 @@ import numpy.typing as npt
 import xxhash
 
 from ckptguard.container.shard_file import write_at
-from ckptguard.errors import ContainerError
+from ckptguard.errors import ContainerError, MismatchError, UsageError
 
-_MAGIC = b"CKGREDO0"
+_MAGIC = b"CKGREDO1"
+_HEAD = struct.Struct("<8sQ")
 _RECORD = struct.Struct("<QQ")
 _COMMIT = (1 << 64) - 1
+_DIGEST_BYTES = 8
 _GAP = 64
+_CHUNK = 1 << 20
 
 Bytes = npt.NDArray[np.uint8]
 
 
 class Journal:
-    """The journal of one file, `.NAME.journal` beside it. As a context it removes itself unless it was committed."""
+    """The journal of one file, `.NAME.journal` beside it. As a context it removes itself unless it was committed.
 
-    PATTERN = ".*.journal"
+    Attributes:
+        changes: bytes noted so far.
+    """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, identity: int) -> None:
+        """`identity` (64 bits) is that of the container `target` belongs to: the digest of its metadata."""
+        self.changes = 0
         self._path = journal_path(target)
+        self._identity = identity
         self._file: BinaryIO | None = None
         self._digest = xxhash.xxh3_64()
         self._committed = False
 
     def __enter__(self) -> Journal:
-        self._file = self._path.open("wb")
-        self._write(_MAGIC)
+        try:
+            self._file = self._path.open("xb")
+        except FileExistsError as error:
+            raise UsageError(f"{self._path}: is there already; is another repair of this file under way?") from error
+        self._write(_HEAD.pack(_MAGIC, self._identity))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -49,23 +62,13 @@ class Journal:
         if not self._committed:
             self._path.unlink(missing_ok=True)
 
-    @staticmethod
-    def target_name(name: str) -> str:
-        """The name of the file that a journal of this name belongs to."""
-        return name.removeprefix(".").removesuffix(".journal")
-
-    def add(self, offset: int, data: Bytes) -> None:
-        """Note that `data` belongs at `offset`."""
-        self._write(_RECORD.pack(offset, len(data)))
-        self._write(data.tobytes())
-
     def add_changes(self, offset: int, stored: Bytes, data: Bytes) -> None:
         """Note the runs of `data` that differ from what is `stored` at `offset`; close runs are joined."""
         changed = np.flatnonzero(stored != data)
         if not len(changed):
             return
         for run in np.split(changed, np.flatnonzero(np.diff(changed) > _GAP) + 1):
-            self.add(offset + int(run[0]), data[run[0] : run[-1] + 1])
+            self._add(offset + int(run[0]), data[run[0] : run[-1] + 1])
 
     def commit(self) -> None:
         """Make the journal durable; from here on the repair will be completed, whatever happens."""
@@ -76,6 +79,11 @@ class Journal:
         os.fsync(self._file.fileno())
         _sync_folder(self._path.parent)
         self._committed = True
+
+    def _add(self, offset: int, data: Bytes) -> None:
+        self._write(_RECORD.pack(offset, len(data)))
+        self._write(data.tobytes())
+        self.changes += len(data)
 
     def _write(self, data: bytes) -> None:
         assert self._file is not None
@@ -88,58 +96,78 @@ def journal_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.journal")
 
 
-def replay(target: Path) -> bool:
+def replay(target: Path, identity: int) -> bool:
     """Apply and remove the committed journal of a file; discard one that was never committed.
 
+    Args:
+        identity: of the container that `target` belongs to now.
     Returns:
         whether there was a committed journal.
+    Raises:
+        MismatchError: the journal was made for another container.
+        ContainerError: it reaches beyond the file.
     """
     path = journal_path(target)
     if not path.exists():
         return False
-    committed = _is_committed(path)
-    if committed:
-        _apply(path, target)
+    with path.open("rb") as file:
+        committed = _is_committed(file)
+        if committed:
+            _apply(path, file, target, identity)
     path.unlink()
     _sync_folder(path.parent)
     return committed
 
 
-def _is_committed(path: Path) -> bool:
-    size = path.stat().st_size
-    tail = _RECORD.size + 8
-    if size < len(_MAGIC) + tail:
+def _is_committed(file: BinaryIO) -> bool:
+    left = os.fstat(file.fileno()).st_size - _DIGEST_BYTES
+    if left < _HEAD.size + _RECORD.size or file.read(len(_MAGIC)) != _MAGIC:
         return False
-    digest, left = xxhash.xxh3_64(), size - 8
-    with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            return False
-        file.seek(0)
-        while left:
-            chunk = file.read(min(left, 1 << 20))
-            digest.update(chunk)
-            left -= len(chunk)
-        stored = file.read(8)
-        file.seek(size - tail)
-        return stored == digest.digest() and file.read(_RECORD.size) == _RECORD.pack(_COMMIT, 0)
+    digest, tail = xxhash.xxh3_64(), b""
+    file.seek(0)
+    while left:
+        chunk = file.read(min(left, _CHUNK))
+        digest.update(chunk)
+        tail = (tail + chunk)[-_RECORD.size :]
+        left -= len(chunk)
+    return file.read() == digest.digest() and tail == _RECORD.pack(_COMMIT, 0)
 
 
-def _apply(path: Path, target: Path) -> None:
+def _apply(path: Path, file: BinaryIO, target: Path, identity: int) -> None:
+    file.seek(0)
+    _, found = _HEAD.unpack(file.read(_HEAD.size))
+    if found != identity:
+        raise MismatchError(
+            f"{path}: was left by an interrupted repair of another container than the one now at {target}; remove it, "
+            "or put that container back"
+        )
     descriptor = os.open(target, os.O_RDWR)
     try:
-        size = os.fstat(descriptor).st_size
-        with path.open("rb") as file:
-            file.seek(len(_MAGIC))
-            while True:
-                offset, length = _RECORD.unpack(file.read(_RECORD.size))
-                if offset == _COMMIT:
-                    break
-                if offset + length > size:
-                    raise ContainerError(f"{path}: reaches beyond {target}; it belongs to another file")
-                write_at(descriptor, offset, file.read(length))
+        for _ in _records(path, file, os.fstat(descriptor).st_size):
+            pass
+        for offset, data in _records(path, file, os.fstat(descriptor).st_size):
+            write_at(descriptor, offset, data)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _records(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of all records, long ones in chunks."""
+    file.seek(_HEAD.size)
+    while True:
+        head = file.read(_RECORD.size)
+        offset, length = _RECORD.unpack(head) if len(head) == _RECORD.size else (0, size + 1)
+        if offset == _COMMIT:
+            return
+        if offset + length > size:
+            raise ContainerError(f"{path}: reaches beyond the file it is for; it is damaged, remove it")
+        while length:
+            chunk = file.read(min(length, _CHUNK))
+            if not chunk:
+                raise ContainerError(f"{path}: ends inside a record; it is damaged, remove it")
+            yield offset, chunk
+            offset, length = offset + len(chunk), length - len(chunk)
 
 
 def _sync_folder(folder: Path) -> None:

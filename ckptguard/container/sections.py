@@ -17,6 +17,8 @@ from ckptguard.errors import ContainerError
 COMPRESSED = 1
 OPTIONAL = 2
 MAX_SECTION_BYTES = 1 << 30
+LARGEST_GROWTH = 128
+"""What decompression may multiply a section's size by, beyond the first MiB; plans of 200,000 tensors grow 70 times."""
 
 _HEAD = struct.Struct("<4sHHQQ")
 
@@ -45,10 +47,17 @@ def pack(sections: list[Section]) -> bytes:
     pieces = []
     for section in sections:
         stored = zstandard.ZstdCompressor(level=19).compress(section.data) if section.compressed else section.data
-        flags = (COMPRESSED if section.compressed else 0) | (OPTIONAL if section.optional else 0)
+        compressed = section.compressed and len(section.data) <= _most_plain(len(stored))
+        stored = stored if compressed else section.data
+        flags = (COMPRESSED if compressed else 0) | (OPTIONAL if section.optional else 0)
         pieces.append(_HEAD.pack(section.tag.encode("ascii"), section.version, flags, len(stored), len(section.data)))
         pieces.append(stored + bytes(-len(stored) % 8))
     return b"".join(pieces)
+
+
+def _most_plain(stored: int) -> int:
+    """Bytes that a section of so many compressed ones may declare, so that a small file cannot fill the memory."""
+    return min(max(1 << 20, LARGEST_GROWTH * stored), MAX_SECTION_BYTES)
 
 
 def unpack(metadata: bytes, known: dict[str, int]) -> dict[str, Section]:
@@ -61,17 +70,21 @@ def unpack(metadata: bytes, known: dict[str, int]) -> dict[str, Section]:
         raw_tag, version, flags, stored, size = _HEAD.unpack_from(metadata, offset)
         offset += _HEAD.size
         tag = raw_tag.decode("ascii", "backslashreplace")
-        if stored > len(metadata) - offset or size > MAX_SECTION_BYTES:
+        most = _most_plain(stored) if flags & COMPRESSED else MAX_SECTION_BYTES
+        if stored > len(metadata) - offset or size > most:
             raise ContainerError(
                 f"metadata section {tag!r} declares {stored} stored and {size} plain bytes, "
-                f"but {len(metadata) - offset} bytes are left and {MAX_SECTION_BYTES} is the limit"
+                f"but {len(metadata) - offset} bytes are left and {most} is the limit"
             )
         content = metadata[offset : offset + stored]
         offset += stored + -stored % 8
-        if tag not in known or version > known[tag]:
+        if tag not in known or version > known[tag] or flags & ~(COMPRESSED | OPTIONAL):
             if flags & OPTIONAL:
                 continue
-            raise ContainerError(f"metadata section {tag!r} version {version} is not known to this ckptguard")
+            raise ContainerError(
+                f"metadata section {tag!r} version {version} (flags {flags:#x}) is not known to this ckptguard; "
+                "use the one that wrote the container, or a newer one"
+            )
         if tag in sections:
             raise ContainerError(f"metadata section {tag!r} appears twice")
         data = _expand(tag, content, size) if flags & COMPRESSED else content

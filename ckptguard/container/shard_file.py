@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class ShardFile:
             ContainerError: the file is no container, is far too short, or is of an unknown version.
             MetadataLostError: it is one, but no copy of its metadata can be decoded.
         """
-        descriptor = _open(path)
+        descriptor, payload_descriptor = _open(path), -1
         try:
             size = os.fstat(descriptor).st_size
             superblock, from_head = _find_superblock(path, descriptor, size)
@@ -86,10 +87,13 @@ class ShardFile:
             payload_path, payload_descriptor, payload_size = path, descriptor, size
             if superblock.beside:
                 payload_path = payload_beside(path)
-                payload_descriptor = _open(payload_path)
+                payload_descriptor = _open_payload(path, payload_path)
                 payload_size = os.fstat(payload_descriptor).st_size
+                _check_payload_size(path, superblock, payload_size)
         except BaseException:
             os.close(descriptor)
+            if payload_descriptor not in (-1, descriptor):
+                os.close(payload_descriptor)
             raise
         return cls(
             path,
@@ -148,6 +152,10 @@ class ShardFile:
         """(size,) bytes of the parity region; bytes that the file lacks read as zero."""
         return _read(self._descriptor, self.superblock.parity_offset + offset - self.missing_front, size)
 
+    def read(self, position: int, size: int) -> Bytes:
+        """(size,) bytes of the shard file as it is; bytes that it lacks read as zero."""
+        return _read(self._descriptor, position, size)
+
     def payload_position(self, offset: int) -> int:
         """Where a payload byte really lies in `payload_path`; negative where the file lacks it."""
         return self.superblock.payload_offset + offset - (0 if self.superblock.beside else self.missing_front)
@@ -187,7 +195,11 @@ class ShardFile:
             flipped += int(np.bitwise_count(read ^ np.frombuffer(image, np.uint8)).sum())
             stored += 8 * len(image)
         tail = _read(self._descriptor, self.superblock.file_bytes - CODEWORD_BYTES - self.missing_front, CODEWORD_BYTES)
-        return MetadataDamage(self.head_superblock, _decode_superblock(tail.tobytes()) is not None, flipped, stored)
+        try:
+            readable = _decode_superblock(tail.tobytes()) == self.superblock
+        except ContainerError:
+            readable = False
+        return MetadataDamage(self.head_superblock, readable, flipped, stored)
 
 
 class ShardWriter:
@@ -237,12 +249,26 @@ def write_at(descriptor: int, offset: int, data: bytes | Bytes) -> None:
 
 
 def _open(path: Path) -> int:
+    """A descriptor to read from; only of a regular file (others have no size, and a pipe would block)."""
     try:
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise ContainerError(f"{path}: there is no such file") from error
-    except IsADirectoryError as error:
-        raise ContainerError(f"{path}: is a folder, a file was expected") from error
+        raise ContainerError(f"{path}: there is no such file; check the name") from error
+    except (OSError, ValueError) as error:
+        raise ContainerError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+    raise ContainerError(f"{path}: is {what}, a file was expected")
+
+
+def _open_payload(path: Path, payload_path: Path) -> int:
+    try:
+        return _open(payload_path)
+    except ContainerError as error:
+        raise ContainerError(f"{error}; {path} protects it and must stand beside it") from error
 
 
 def _read(descriptor: int, position: int, size: int) -> Bytes:
@@ -296,14 +322,14 @@ def _find_superblock(path: Path, descriptor: int, size: int) -> tuple[Superblock
             f"{path}: {size} bytes are no container (the smallest has {2 * CODEWORD_BYTES}); "
             "is it empty, truncated or another file?"
         )
-    head = _read(descriptor, 0, CODEWORD_BYTES).tobytes()
-    superblock = _decode_superblock(head)
-    if superblock is not None:
-        return superblock, True
-    tail = _read(descriptor, size - CODEWORD_BYTES, CODEWORD_BYTES).tobytes()
-    superblock = _decode_superblock(tail)
-    if superblock is not None:
-        return superblock, False
+    head, tail = (_read(descriptor, place, CODEWORD_BYTES).tobytes() for place in (0, size - CODEWORD_BYTES))
+    try:
+        if (superblock := _decode_superblock(head)) is not None:
+            return superblock, True
+        if (superblock := _decode_superblock(tail)) is not None:
+            return superblock, False
+    except ContainerError as error:
+        raise ContainerError(f"{path}: {error}") from error
     if looks_like_superblock(head) or looks_like_superblock(tail):
         raise MetadataLostError(f"{path}: both superblocks are damaged beyond repair; nothing can be located")
     raise ContainerError(f"{path}: no ckptguard container (no superblock at either end); `ckptguard protect` makes one")
@@ -313,11 +339,21 @@ def _check_sizes(path: Path, superblock: Superblock, size: int) -> None:
     """Refuse declared sizes that the file cannot mean, before anything is allocated."""
     if superblock.metadata_bytes > _MAX_METADATA_BYTES or superblock.metadata_stored > size:
         raise ContainerError(
-            f"{path}: declares {superblock.metadata_bytes} bytes of metadata, which do not fit a file of {size} bytes"
+            f"{path}: declares {superblock.metadata_bytes} bytes of metadata, which do not fit a file of {size} bytes; "
+            "it is cut off, get it again or from a backup"
         )
     if superblock.file_bytes > _LONGEST_LOSS * size:
         raise ContainerError(
-            f"{path}: declares {superblock.file_bytes} bytes but has {size}; so little is left that it is not read"
+            f"{path}: declares {superblock.file_bytes} bytes but has {size}; so little is left that it is not read, "
+            "get it again"
+        )
+
+
+def _check_payload_size(path: Path, superblock: Superblock, size: int) -> None:
+    if superblock.payload_bytes > _LONGEST_LOSS * size:
+        raise ContainerError(
+            f"{path}: declares a payload of {superblock.payload_bytes} bytes beside it, which has {size}; so little is "
+            "left that it is not read, get the file again"
         )
 
 
@@ -336,13 +372,14 @@ def _read_metadata(path: Path, descriptor: int, superblock: Superblock, missing_
         if _matches(metadata := one.message.tobytes()[:size], superblock):
             return metadata
     first, second = decoded
-    use_second = (first.flips < 0) & (second.flips >= 0)
-    merged = np.where(use_second[:, None], second.message, first.message)
-    if _matches(metadata := merged.tobytes()[:size], superblock):
-        return metadata
-    lost = int(((first.flips < 0) & (second.flips < 0)).sum())
+    for one, other in ((first, second), (second, first)):
+        merged = np.where(((one.flips < 0) & (other.flips >= 0))[:, None], other.message, one.message)
+        if _matches(metadata := merged.tobytes()[:size], superblock):
+            return metadata
+    lost = [int((one.flips < 0).sum()) for one in decoded]
     raise MetadataLostError(
-        f"{path}: {lost} of {len(first.flips)} metadata codewords are lost in both copies; the container cannot be read"
+        f"{path}: of {len(first.flips)} metadata codewords {lost[0]} are lost in the first copy and {lost[1]} in the "
+        "second, and together they do not agree with their digest; the container cannot be read, get it from a backup"
     )
 
 

@@ -84,7 +84,9 @@ class Superblock:
                 "use the ckptguard that wrote it, or a newer one"
             )
         if flags & ~BESIDE:
-            raise ContainerError(f"the container uses features (flags {flags:#06x}) that this ckptguard does not know")
+            raise ContainerError(
+                f"the container uses features (flags {flags:#06x}) that this ckptguard does not know; use a newer one"
+            )
         return cls(shard, shards, metadata, payload, parity, set_id, digest, bool(flags & BESIDE), version)
 
     @property

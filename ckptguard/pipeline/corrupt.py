@@ -18,7 +18,7 @@ from ckptguard.container.armour import CODEWORD_BYTES
 from ckptguard.container.shard_file import SUFFIX, write_at
 from ckptguard.devices import Device
 from ckptguard.errors import UsageError
-from ckptguard.files import atomic_folder, atomic_writer, read_exactly
+from ckptguard.files import atomic_folder, atomic_writer, read_exactly, refuse_overlap
 from ckptguard.pipeline import work
 from ckptguard.pipeline.shard import Shard, open_set
 
@@ -110,9 +110,8 @@ def corrupt(
         raise UsageError(f"the seed {seed} does not fit 64 bits")
     given = channel or (device.channel if device else None)
     path, destination = Path(path), Path(destination)
-    if path.resolve() == destination.resolve():
-        raise UsageError(f"{destination}: is the input itself; a corrupted copy needs a place of its own")
     stored, is_folder = _stored_files(path)
+    refuse_overlap(destination, [one.path for one in stored], "a corrupted copy needs a place of its own")
     missing = [one.name for one in stored if not (given or one.channel)]
     if missing:
         raise UsageError(

@@ -24,7 +24,7 @@ from ckptguard.container.superblock import Superblock
 from ckptguard.devices import Device, DeviceMap
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import CheckpointError, UsageError
-from ckptguard.files import atomic_folder, atomic_writer, read_exactly
+from ckptguard.files import atomic_folder, atomic_writer, read_exactly, refuse_overlap
 from ckptguard.masks import MaskSet, TensorMask
 from ckptguard.pipeline import work
 from ckptguard.pipeline.inputs import is_torch_file, open_checkpoint
@@ -117,6 +117,8 @@ def protect(
         if sidecar and is_torch_file(source):
             raise UsageError(f"{source}: a sidecar stands beside a safetensors file; `ckptguard convert` makes one")
         scratch = Path(destination).parent if destination else None
+        if scratch is not None and not scratch.is_dir():
+            raise UsageError(f"{destination}: the folder {scratch} does not exist; create it first")
         checkpoint = stack.enter_context(open_checkpoint(source, select, notes, scratch))
         mask_set = _mask_set(masks, bits)
         device_map = devices if isinstance(devices, DeviceMap) else DeviceMap.load(Path(devices)) if devices else None
@@ -172,6 +174,10 @@ def _plan(
         if file.header is not None
         for tensor in file.header.tensors
     ]
+    try:
+        plan.check_source_names([file.name for file in checkpoint.files])
+    except ValueError as error:
+        raise CheckpointError(f"{title}: {error}; rename it") from error
     if not tensors:
         raise CheckpointError(f"{title}: holds no tensors, there is nothing to protect")
     resolution = mask_set.resolve([(t.name, representations.make(spec).word_bits(t.dtype)) for _, t, spec in tensors])
@@ -287,8 +293,7 @@ def _targets(
     if destination is None:
         raise UsageError("name the container to write (-o), or ask for a sidecar")
     path = Path(destination)
-    if path.resolve() == source.resolve():
-        raise UsageError(f"{path}: is the checkpoint itself; choose another name for the container")
+    refuse_overlap(path, [source, *(file for job in jobs for file in job.files)], "choose another name")
     if not folder:
         return path, [(path, stack.enter_context(atomic_writer(path, overwrite=overwrite)).fileno())]
     parent = stack.enter_context(atomic_folder(path, overwrite=overwrite))

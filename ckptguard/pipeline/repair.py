@@ -13,12 +13,12 @@ import numpy.typing as npt
 from ckptguard.container.journal import Journal, replay
 from ckptguard.container.shard_file import SUFFIX, payload_beside, write_at
 from ckptguard.errors import UsageError
-from ckptguard.files import atomic_folder, atomic_writer
+from ckptguard.files import atomic_folder, atomic_writer, refuse_overlap
 from ckptguard.pipeline import work
 from ckptguard.pipeline.check import add_metadata, examine_all
 from ckptguard.pipeline.reports import Report, Tally
 from ckptguard.pipeline.restore import NOT_WRITTEN, POLICIES, null_elements, refuse_losses
-from ckptguard.pipeline.shard import Shard, open_set
+from ckptguard.pipeline.shard import Shard, open_set, set_files
 from ckptguard.pipeline.units import Examined, piece_slices
 
 COPY_BYTES = 8 << 20
@@ -58,9 +58,8 @@ def repair(
     if in_place:
         return _in_place(path, policy, strict, jobs, progress)
     assert destination is not None
-    if path.resolve() == Path(destination).resolve():
-        raise UsageError(f"{destination}: is the damaged container itself; use --in-place to change it")
     with open_set(path) as shards, contextlib.ExitStack() as stack:
+        refuse_overlap(Path(destination), set_files(shards), "choose another name, or --in-place to change the files")
         targets = _open_targets(shards, Path(destination), overwrite, stack)
         tally = Tally(shards)
         for shard, (target, payload) in zip(shards, targets, strict=True):
@@ -125,8 +124,8 @@ def _size(shard: Shard, target: int, payload: int) -> None:
 
 def _in_place(path: Path, policy: str, strict: bool, jobs: int | None, progress: work.Progress) -> Report:
     """Collect all changes in journals, make the journals durable, apply them, remove them."""
-    for target in _journalled(path):
-        replay(target)
+    with open_set(path) as shards:
+        _replay(shards)
     with open_set(path) as shards:
         for shard in shards:
             if shard.file.missing_bytes or shard.file.foreign_bytes:
@@ -144,27 +143,27 @@ def _in_place(path: Path, policy: str, strict: bool, jobs: int | None, progress:
                 refuse_losses(tally.report, NOT_WRITTEN)
             for shard, (own, _) in zip(shards, journals, strict=True):
                 for position, image in (*shard.file.metadata_images(), *shard.file.gap_images()):
-                    own.add(position, np.frombuffer(image, np.uint8))
+                    own.add_changes(position, shard.file.read(position, len(image)), np.frombuffer(image, np.uint8))
             for pair in journals:
                 for journal in dict.fromkeys(pair):
-                    journal.commit()
-        for shard in shards:
-            for target in dict.fromkeys((shard.file.payload_path, shard.file.path)):
-                replay(target)
+                    if journal.changes:
+                        journal.commit()
+        _replay(shards)
         return tally.report
 
 
-def _journalled(path: Path) -> list[Path]:
-    """Files that an interrupted repair may have left a journal for."""
-    if path.is_dir():
-        return [journal.with_name(Journal.target_name(journal.name)) for journal in sorted(path.glob(Journal.PATTERN))]
-    return [path, payload_beside(path)] if path.suffix == SUFFIX else [path]
+def _replay(shards: Sequence[Shard]) -> None:
+    """Complete the repair that the journals of a set hold, if any."""
+    for shard in shards:
+        for target in dict.fromkeys((shard.file.payload_path, shard.file.path)):
+            replay(target, shard.file.superblock.metadata_digest)
 
 
 def _journals(shard: Shard, stack: contextlib.ExitStack) -> tuple[Journal, Journal]:
     """Journals of the shard file and of the file its payload lies in (the same one where it is embedded)."""
-    own = stack.enter_context(Journal(shard.file.path))
-    return own, (stack.enter_context(Journal(shard.file.payload_path)) if shard.plan.beside else own)
+    identity = shard.file.superblock.metadata_digest
+    own = stack.enter_context(Journal(shard.file.path, identity))
+    return own, (stack.enter_context(Journal(shard.file.payload_path, identity)) if shard.plan.beside else own)
 
 
 def _record(shard: Shard, examined: Examined, policy: str, journals: tuple[Journal, Journal]) -> None:

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from ckptguard import plan, representations
 from ckptguard.container.shard_file import write_at
 from ckptguard.errors import ContainerError, UncorrectableError, UsageError
-from ckptguard.files import atomic_folder, atomic_writer
+from ckptguard.files import atomic_folder, atomic_writer, refuse_overlap
 from ckptguard.pipeline import work
 from ckptguard.pipeline.check import examine_all
 from ckptguard.pipeline.reports import Report, Tally
-from ckptguard.pipeline.shard import Shard, open_set
+from ckptguard.pipeline.shard import Shard, open_set, set_files
 from ckptguard.pipeline.units import (
     Examined,
     group_source_bytes,
@@ -59,6 +59,7 @@ def restore(
     if policy not in POLICIES:
         raise UsageError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
     with open_set(path) as shards, contextlib.ExitStack() as stack:
+        refuse_overlap(Path(destination), set_files(shards))
         sources = _sources(shards)
         opened = _open_targets(sources, bool(shards[0].info.get("folder")), Path(destination), overwrite, stack)
         tally = Tally(shards)

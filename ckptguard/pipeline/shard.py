@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import reprlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from ckptguard import __version__, plan
 from ckptguard.container import sections
 from ckptguard.container.sections import Section
 from ckptguard.container.shard_file import SUFFIX, ShardFile
+from ckptguard.container.superblock import Superblock
 from ckptguard.errors import CkptGuardError, ContainerError, MismatchError
 from ckptguard.plan import ShardPlan
 from ckptguard.representations.base import Losses
@@ -89,9 +92,11 @@ class Shard:
             return cls._interpret(file)
         except CkptGuardError as error:
             file.close()
-            if str(path) in str(error):
-                raise
-            raise type(error)(f"{path}: {error}") from error
+            advice = (
+                "" if ";" in str(error) else "; flipped bits do not do this, get the container from where it was made"
+            )
+            where = "" if str(path) in str(error) else f"{path}: "
+            raise type(error)(f"{where}{error}{advice}") from error
         except BaseException:
             file.close()
             raise
@@ -103,22 +108,18 @@ class Shard:
             if tag not in found:
                 raise ContainerError(f"the metadata has no section {tag!r}")
         record, info = sections.from_json(found["PLAN"]), sections.from_json(found["INFO"])
-        if not isinstance(record, dict) or not isinstance(info, dict) or not isinstance(info.get("shards"), list):
-            raise ContainerError("the metadata's INFO and PLAN sections are not the records they should be")
-        headers = _split_headers(found["HEAD"].data, record)
         superblock = file.superblock
+        if not isinstance(record, dict):
+            raise ContainerError("the metadata's section 'PLAN' is not the record it should be")
+        _check_info(info, superblock)
+        headers = _split_headers(found["HEAD"].data, record)
         shard = plan.from_json(file.path.name, record, headers, superblock.payload_bytes, superblock.beside)
         if shard.parity_bytes != superblock.parity_bytes:
             raise ContainerError(
                 f"the superblock states {superblock.parity_bytes} bytes of parity, the plan {shard.parity_bytes}"
             )
         digests = Digests.from_bytes(found["DGST"].data, shard)
-        magnitudes = np.zeros(len(shard.parts))
-        if "SCAL" in found:
-            magnitudes = np.frombuffer(found["SCAL"].data, "<f8")
-            if len(magnitudes) != len(shard.parts) or not np.isfinite(magnitudes).all():
-                raise ContainerError("the metadata's scales do not fit its parts")
-        return cls(file, shard, info, digests, magnitudes, _read_losses(found.get("LOSS")))
+        return cls(file, shard, info, digests, _read_scales(found.get("SCAL"), shard), _read_losses(found.get("LOSS")))
 
     def close(self) -> None:
         """Close the files."""
@@ -151,6 +152,34 @@ def _pack_loss(index: int, loss: Losses) -> bytes:
     return _LOSS.pack(index, loss.rounded, loss.clipped, loss.max_error)
 
 
+def _check_info(info: Any, superblock: Superblock) -> None:
+    """Raise ContainerError unless INFO is a record that fits the superblock."""
+    if (
+        not isinstance(info, dict)
+        or not isinstance(info.get("shards"), list)
+        or not isinstance(info.get("settings", {}), dict)
+        or not isinstance(info.get("folder"), bool)
+    ):
+        raise ContainerError("the metadata's section 'INFO' is not the record it should be")
+    names = [_safe_name(name) for name in info["shards"]]
+    if len(set(names)) < len(names) or len(names) != superblock.shards or superblock.shard >= superblock.shards:
+        raise ContainerError(
+            f"the superblock says shard {superblock.shard} of {superblock.shards}, the metadata names {len(names)} "
+            f"shard files ({len(set(names))} different ones)"
+        )
+
+
+def _read_scales(section: Section | None, shard: ShardPlan) -> npt.NDArray[np.float64]:
+    coarse = [part.representation != "native" for part in shard.parts]
+    if section is None and not any(coarse):
+        return np.zeros(len(coarse))
+    data = section.data if section else b""
+    scales = np.frombuffer(data, "<f8") if len(data) == 8 * len(coarse) else np.full(1, np.nan)
+    if not (np.isfinite(scales) & (scales >= 0)).all():
+        raise ContainerError("the metadata's scales are not one finite number of at least 0 for every part")
+    return scales.astype(np.float64)
+
+
 def _read_losses(section: Section | None) -> dict[int, Losses]:
     if section is None:
         return {}
@@ -162,7 +191,8 @@ def _read_losses(section: Section | None) -> dict[int, Losses]:
 
 def _split_headers(data: bytes, record: dict[str, Any]) -> list[bytes]:
     headers, offset = [], 0
-    for item in record.get("sources", []):
+    sources = record.get("sources")
+    for item in sources if isinstance(sources, list) else [None]:
         size = item.get("header") if isinstance(item, dict) else None
         if type(size) is not int or not 0 <= size <= len(data) - offset:
             raise ContainerError("the metadata's copies of the safetensors headers do not fit its sources")
@@ -196,9 +226,6 @@ def open_set(path: Path | str) -> Iterator[list[Shard]]:
         first = _any_shard(path, stack)
         folder = first.file.path.parent
         names = first.info["shards"]
-        if len(names) == 1:
-            yield [first]
-            return
         shards = []
         for index, name in enumerate(names):
             member = folder / _safe_name(name)
@@ -206,19 +233,50 @@ def open_set(path: Path | str) -> Iterator[list[Shard]]:
                 shards.append(first)
                 continue
             if not member.exists():
-                raise MismatchError(f"{folder}: the set of {len(names)} shards lacks {name!r}")
+                raise MismatchError(
+                    f"{folder}: the set of {len(names)} shards lacks {name!r}; put that file there, under that name"
+                )
             shard = Shard.open(member)
             stack.callback(shard.close)
             if shard.file.superblock.set_id != first.file.superblock.set_id or shard.file.superblock.shard != index:
-                raise MismatchError(f"{member}: belongs to another set of shards than {first.file.path.name}")
+                raise MismatchError(
+                    f"{member}: belongs to another set of shards than {first.file.path.name}, or to another place in "
+                    "it; put together the files that one `ckptguard protect` wrote, under the names it gave them"
+                )
             shards.append(shard)
+        _check_set(shards)
         yield shards
 
 
+def set_files(shards: Sequence[Shard]) -> list[Path]:
+    """Every file of a set, payloads beside included."""
+    return [path for shard in shards for path in dict.fromkeys((shard.file.path, shard.file.payload_path))]
+
+
+def _check_set(shards: Sequence[Shard]) -> None:
+    """Raise ContainerError unless the shards make up one set that holds its checkpoint wholly and once."""
+    where = shards[0].file.path if len(shards) == 1 else shards[0].file.path.parent
+    digest = xxhash.xxh3_64()
+    for shard in shards:
+        digest.update(shard.file.metadata)
+    if digest.intdigest() != shards[0].file.superblock.set_id:
+        raise ContainerError(f"{where}: the metadata of the shards is not that of their set; get the set again")
+    try:
+        plan.check_whole([shard.plan for shard in shards])
+    except ValueError as error:
+        raise ContainerError(f"{where}: {error}; get the set again") from error
+
+
 def _safe_name(name: Any) -> str:
-    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise ContainerError(f"the metadata names a shard file {name!r}, which is no plain file name")
-    return name
+    try:
+        plan.check_source_names([name])
+        if "/" in name:
+            raise ValueError
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ContainerError(
+            f"the metadata names a shard file {reprlib.repr(name)}, which is no plain file name"
+        ) from error
+    return str(name)
 
 
 def _any_shard(path: Path, stack: contextlib.ExitStack) -> Shard:

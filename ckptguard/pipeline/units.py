@@ -42,8 +42,8 @@ class PieceOutcome:
         found: its state as read.
         state: its state after decoding.
         corrected: bits the decoder flipped back in it.
-        uncorrectable: codewords with bits in it that the decoder gave up on.
-        affected: elements that have bits in such codewords.
+        uncorrectable: codewords of the unit that the decoder gave up on, where elements are affected.
+        affected: elements that have bits in such codewords, unless the piece's digest proves them right.
     """
 
     part: int
@@ -63,13 +63,14 @@ class Examined:
         pieces: outcomes, as `unit.pieces`.
         bytes: (sum of piece sizes,) stored bytes, piece after piece, after decoding.
         read: the same as read, before decoding; the same object where nothing was decoded.
-        parity: (parity_bytes,) as it should be where the message is known, else as decoded; None unless asked for or
-            needed.
+        parity: (parity_bytes,) as it should be where it was asked for and the message is known, else as decoded; None
+            unless asked for or needed.
         parity_damaged: the parity read differs from what was written; False where it was not looked at.
         decoded: whether the decoder ran.
         codewords: in the unit.
         flips: (codewords,) the decoder's word, empty where it did not run.
-        lost_bits: (as bytes) bitmap of stored bits that belong to uncorrectable codewords; None where there are none.
+        lost_bits: (as bytes) bitmap of stored bits that belong to uncorrectable codewords, but for pieces whose digest
+            proves them right; None where no codeword is uncorrectable.
     """
 
     unit: Unit
@@ -193,7 +194,7 @@ def examine(shard: Shard, stream_index: int, unit_index: int, *, parity: bool = 
     found = [State.EXACT if e else State.PROTECTED if i else State.LOST for e, i in zip(exact, intact, strict=True)]
     if intact.all():
         return _without_decoding(shard, unit, data, found, parity, restored)
-    return _decode(shard, unit, data, words, found, indices)
+    return _decode(shard, unit, data, words, found, indices, parity)
 
 
 def _replace_headers(shard: ShardPlan, unit: Unit, data: Bytes) -> dict[int, int]:
@@ -227,7 +228,9 @@ def _without_decoding(
     return Examined(unit, outcomes, data, data, stored, damaged, False, unit.layout.codewords, none, None)
 
 
-def _decode(shard: Shard, unit: Unit, data: Bytes, words: Words, found: list[State], indices: slice) -> Examined:
+def _decode(
+    shard: Shard, unit: Unit, data: Bytes, words: Words, found: list[State], indices: slice, parity: bool
+) -> Examined:
     stream = shard.plan.streams[unit.stream]
     stored = shard.file.read_parity(unit.parity_offset, unit.layout.parity_bytes)
     damaged = unit.parity_digest >= 0 and xxhash.xxh3_64_intdigest(stored.data) != int(
@@ -235,17 +238,24 @@ def _decode(shard: Shard, unit: Unit, data: Bytes, words: Words, found: list[Sta
     )
     before = words.copy()
     flips = stream.code.decode(words, stream.mask, stored).flips
+    for piece, state in zip(unit.pieces, found, strict=True):
+        if state != State.LOST:  # what a digest has proved, no wrong codeword shall spoil
+            known = slice(piece.first_word, piece.first_word + piece.words)
+            words[known] = before[known]
     fixed = data.copy()
     scatter_words(unit, words, fixed)
     exact = raw_digests(unit, fixed) == shard.digests.raw[indices]
     intact = protected_digests(unit, words, stream.mask) == shard.digests.protected[indices]
-    if intact.all() and unit.layout.parity_bytes:
+    if parity and intact.all() and unit.layout.parity_bytes:
         stored = stream.code.encode(words, stream.mask)
     changed = np.bitwise_count(before ^ words)
     lost_bits, failed = None, flips < 0
     if failed.any():
         lost_bits = np.zeros_like(data)
         scatter_words(unit, stream.code.cover(failed, unit.words, stream.mask), lost_bits)
+        for where, proven in zip(piece_slices(unit), intact, strict=True):
+            if proven:  # the codeword failed, but not for what it holds of this piece
+                lost_bits[where] = 0
     outcomes = []
     for place, (piece, where) in enumerate(zip(unit.pieces, piece_slices(unit), strict=True)):
         state = State.EXACT if exact[place] else State.PROTECTED if intact[place] else State.LOST

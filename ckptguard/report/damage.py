@@ -8,46 +8,54 @@ from pathlib import Path
 from typing import Any
 
 from ckptguard.pipeline.corrupt import FileFlips, RegionFlips
-from ckptguard.pipeline.reports import CORRECTABLE, INTACT, UNCORRECTABLE, Report, TensorReport
+from ckptguard.pipeline.reports import Report, TensorReport
+from ckptguard.plan import FILE, HEADER
 from ckptguard.report import numbers
 from ckptguard.report.table import MOST_ROWS, pairs, table
 
 _STATES = ("lost", "protected-exact", "exact")
+_FOUND = {"lost": "damaged", "protected-exact": "damaged where unprotected", "exact": "exact"}
 
 
 def check_text(container: Path, report: Report) -> str:
     """What `check` prints."""
     verdict = {
-        INTACT: "intact, every stored bit is as it was written",
-        CORRECTABLE: "damaged, everything protected is correctable",
-        UNCORRECTABLE: f"uncorrectable, {_losses(report)}",
-    }[report.status]
+        "intact": "intact, everything is as it was written",
+        "protected-intact": f"intact where protected; unprotected bits differ in {_share(report, 'protected-exact')}",
+        "correctable": "damaged, everything protected is correctable",
+        "uncorrectable": f"uncorrectable, {_losses(report)}",
+    }[report.verdict]
     return _blocks(f"{container}: {verdict}", report)
 
 
 def written_text(command: str, output: Path, report: Report) -> str:
     """What `repair` and `restore` print."""
     done = {"repair": "repaired", "restore": "restored"}[command]
-    inexact = sum(tensor.state == "protected-exact" for tensor in report.tensors)
     if report.lost:
         verdict = f"{done} as far as possible, {_losses(report)}"
-    elif inexact:
-        verdict = (
-            f"{done}, every protected bit is exact; unprotected bits are as read in "
-            f"{inexact} of {numbers.count(len(report.tensors), 'tensor')}"
-        )
-    else:
+    elif report.exact:
         verdict = f"{done}, every bit is exact"
+    else:
+        share = _share(report, "protected-exact")
+        verdict = f"{done}, every protected bit is exact; unprotected bits differ in {share}"
     return _blocks(f"{output}: {verdict}", report)
 
 
 def _losses(report: Report) -> str:
-    return f"protected bits are lost in {len(report.lost)} of {numbers.count(len(report.tensors), 'tensor')}"
+    return f"protected bits are lost in {_share(report, 'lost')}"
+
+
+def _share(report: Report, state: str) -> str:
+    """How many tensors (and files) end in a state; headers come from their replica and do not count."""
+    counted = [tensor for tensor in report.tensors if tensor.kind != HEADER]
+    files = any(tensor.kind == FILE for tensor in counted)
+    some = sum(tensor.state == state for tensor in counted)
+    return f"{some} of {numbers.count(len(counted), 'tensor', 'tensors and files' if files else '')}"
 
 
 def _blocks(verdict: str, report: Report) -> str:
     blocks = [verdict]
-    if report.damaged:
+    if report.verdict != "intact":
         blocks += [pairs(facts(report)), tensors_table(report.tensors)]
     if len(report.shards) > 1:
         blocks.append(shards_table(report))
@@ -86,7 +94,7 @@ def tensors_table(tensors: Sequence[TensorReport]) -> str:
     rows = [
         (
             tensor.name if tensor.kind == "tensor" else f"({tensor.kind}) {tensor.name}",
-            tensor.found,
+            _FOUND[tensor.found],
             tensor.state,
             numbers.count(tensor.corrected_bits),
             f"≤ {tensor.affected_elements:,}" if tensor.affected_elements else "0",
