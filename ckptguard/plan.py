@@ -12,7 +12,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,12 @@ class Source:
     name: str
     bytes: int
     header: RawHeader = b""
+
+
+@lru_cache(maxsize=4096)
+def _selection(representation: str, dtype: DType, mask: str) -> Selection:
+    selection = representations.make(representation).select(dtype, mask)
+    return selection if selection.mask and selection.keep else Selection(0)
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,7 @@ class Part:
     @cached_property
     def selection(self) -> Selection:
         """The protected bits of its stored words; all words count where nothing is protected."""
-        selection = representations.make(self.representation).select(self.dtype, self.mask)
-        return selection if selection.mask and selection.keep else Selection(0)
+        return _selection(self.representation, self.dtype, self.mask)
 
 
 @dataclass(frozen=True)

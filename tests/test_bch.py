@@ -349,6 +349,19 @@ def test_lanes_do_not_disturb_each_other() -> None:
     np.testing.assert_array_equal(together[counts <= bch.t], words[counts <= bch.t])
 
 
+@pytest.mark.parametrize("damaged", [1, 3, 64, 65, 130, 300])
+def test_few_damaged_lanes_among_many_are_corrected(damaged: int) -> None:
+    bch, random = code(1023, 618), np.random.default_rng(damaged)
+    words = encoded(bch, random.integers(0, 2, (512, 500), dtype=np.uint8))
+    counts = np.zeros(512, np.int64)
+    counts[random.choice(512, damaged, replace=False)] = random.integers(1, bch.t + 2, damaged)
+    received = words ^ random_errors(random, 512, 905, counts)
+    corrected, flips = decoded(bch, received, 500)
+    within = counts <= bch.t
+    np.testing.assert_array_equal(flips, np.where(within, counts, -1))
+    np.testing.assert_array_equal(corrected, np.where(within[:, None], words, received))
+
+
 def test_decoder_accepts_rows_that_are_not_contiguous() -> None:
     bch, random = code(63, 45), np.random.default_rng(8)
     words = encoded(bch, random.integers(0, 2, (512, 45), dtype=np.uint8))

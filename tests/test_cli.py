@@ -257,7 +257,7 @@ def test_a_device_map_makes_one_shard_per_device(model: Path, tmp_path: Path) ->
         '[[device]]\nname = "good"\ntensors = ["*"]\nchannel = "bsc:1e-6"\n'
     )
     made = run_json("protect", model, "-o", tmp_path / "set", "--devices", devices, "--code", CODE)
-    assert [shard["device"]["name"] for shard in made["shards"]] == ["bad", "good"]
+    assert {shard["device"]["name"] for shard in made["shards"]} == {"bad", "good"}
     assert run("check", tmp_path / "set").exit_code == 0
     Path(made["files"][1]).unlink()
     assert run("check", tmp_path / "set").exit_code == 13
@@ -373,7 +373,7 @@ def test_quiet_prints_nothing(worn: Path) -> None:
         (["protect", "MODEL", "-o", "x", "--code", "auto"], 2, "--device"),
         (["protect", "MODEL", "-o", "x", "--target", "1e-9"], 2, "--code auto"),
         (["protect", "MODEL", "-o", "x", "--code", "bch:8191,6721"], 2, "bch:8191,6722"),
-        (["protect", "MODEL", "-o", "MODEL"], 2, "the checkpoint itself"),
+        (["protect", "MODEL", "-o", "MODEL"], 2, "inputs are never changed"),
         (["restore", "MODEL", "-o", "x"], 1, "model.safetensors"),
         (["repair", "CONTAINER"], 2, "--in-place"),
         (["verify", "CONTAINER", "--against", "MODEL", "--eval", "nothing.py:f"], 2, "nothing.py"),
@@ -405,6 +405,19 @@ def test_an_output_is_replaced_only_by_force(container: Path, tmp_path: Path) ->
     assert target.read_bytes() == b"mine"
     assert run("restore", container, "-o", target, "--force").exit_code == 0
     assert target.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("place", ["container", "copy"])
+def test_a_report_replaces_neither_the_container_nor_its_copy(place: str, container: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.ckg"
+    before = container.read_bytes()
+    report = {"container": container, "copy": copy}[place]
+    words = ("--ber", "1e-3", "--seed", 1, "--report", report, "--force")
+    result = run("corrupt", container, "-o", copy, *words)
+    assert result.exit_code == 2
+    assert "the report" in result.stderr
+    assert container.read_bytes() == before
+    assert not copy.exists()
 
 
 def test_every_error_class_has_a_documented_status() -> None:

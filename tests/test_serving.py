@@ -23,6 +23,7 @@ import ckptguard
 import ckptguard.numpy
 import ckptguard.torch
 from ckptguard.container.shard_file import ShardFile
+from ckptguard.devices import DeviceMap
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import CheckpointError, ContainerError, UncorrectableError, UsageError
 from ckptguard.evaluate.frameworks import TORCH_DTYPES
@@ -380,6 +381,24 @@ def test_lost_tensors_load_as_restore_writes_them(lossy: dict[str, Path], policy
         assert same(opened.get_slice("b")[3:700:2, 1:5], expected["b"][3:700:2, 1:5].clone())
 
 
+def test_a_tensor_proven_by_its_digest_is_not_nulled_for_its_neighbour(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(1.0, 3000.0), "b": torch.arange(1.0, 3000.0)}
+    made = ckptguard.save_file(tensors, tmp_path / "m.ckg", code="bch:1023,513")
+    (part,) = (part for part in made.plans[0].parts if part.name == "b")
+    data = bytearray((tmp_path / "m.ckg").read_bytes())
+    with ckptguard.safe_open(tmp_path / "m.ckg", "pt") as opened:
+        start = opened._opened.shards[0].file.superblock.payload_offset + part.stored_offset  # type: ignore[union-attr]
+    data[start : start + part.bytes] = (byte ^ 0x6D for byte in data[start : start + part.bytes])
+    (tmp_path / "m.ckg").write_bytes(data)
+    ckptguard.restore(tmp_path / "m.ckg", tmp_path / "restored.safetensors", policy="null")
+    for loaded in (
+        ckptguard.load_file(tmp_path / "m.ckg", on_error="null"),
+        safetensors.torch.load_file(tmp_path / "restored.safetensors"),
+    ):
+        assert same(loaded["a"], tensors["a"])
+        assert not loaded["b"].any()
+
+
 def test_an_unknown_policy_is_refused(files: Files) -> None:
     with pytest.raises(UsageError, match="known: raise, raw, null"):
         ckptguard.load_file(files.clean, on_error="ignore")
@@ -521,6 +540,41 @@ def test_one_file_of_a_sharded_checkpoint_holds_its_own_tensors(folder: tuple[Pa
     loaded = ckptguard.load_file(path / "model-00002-of-00002.safetensors")
     assert sorted(loaded) == ["layer.1", "layer.3", "layer.5"]
     assert sorted(ckptguard.load_file(path)) == sorted(tensors)
+
+
+def test_tensors_on_several_devices_load_as_one(files: Files, tmp_path: Path) -> None:
+    devices = DeviceMap.parse(
+        """
+        [[device]]
+        name = "slow"
+        tensors = ["wide", "every.*"]
+        channel = "bsc:1e-2"
+        [[device]]
+        name = "fast"
+        tensors = ["*"]
+        channel = "bsc:1e-4"
+        """
+    )
+    ckptguard.save_file(files.tensors, tmp_path / "split", METADATA, devices=devices, code=STRONG)
+    ckptguard.corrupt(tmp_path / "split", tmp_path / "worn", seed=2)
+    loaded = ckptguard.load_file(tmp_path / "worn")
+    full = [name for name in ckptguard.load_file(files.clean, "meta") if files.tensors[name].nelement()]
+    assert [name for name in loaded if files.tensors[name].nelement()] == full
+    assert [name for name, tensor in files.tensors.items() if not same(loaded[name], tensor)] == []
+    with ckptguard.safe_open(tmp_path / "worn", "pt") as opened:
+        assert opened.metadata() == METADATA
+
+
+@pytest.mark.parametrize("cut", ["head", "tail"])
+def test_a_container_without_one_of_its_ends_loads_exactly(files: Files, tmp_path: Path, cut: str) -> None:
+    data = files.clean.read_bytes()
+    with ckptguard.safe_open(files.clean, "pt") as opened:
+        superblock = opened._opened.shards[0].file.superblock  # type: ignore[union-attr]
+    first = superblock.payload_offset + 100  # into the payload's copy of the safetensors header
+    kept = data[first:] if cut == "head" else data[: superblock.tail_offset]
+    (tmp_path / "cut.ckg").write_bytes(kept)
+    loaded = ckptguard.load_file(tmp_path / "cut.ckg")
+    assert [name for name, tensor in files.tensors.items() if not same(loaded[name], tensor)] == []
 
 
 # --- handles --------------------------------------------------------------------------------------

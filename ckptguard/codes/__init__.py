@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -23,6 +24,7 @@ class _Kind(Protocol):
     def from_settings(self, settings: tuple[str, ...]) -> Code: ...
 
 
+@lru_cache(maxsize=256)
 def make(spec: str) -> Code:
     """Return the code of a spec such as `bch:8191,6722`, `secded:72,64`, `crc` or `none`; raise SpecError."""
     parsed = Spec.parse(spec)

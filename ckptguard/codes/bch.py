@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptguard.codes.lanes import LaneCode, Rows
+from ckptguard.codes.outer import Outer
 from ckptguard.codes.probability import binomial_tail
 from ckptguard.errors import SpecError
 from ckptguard.kernels import algebra
@@ -31,14 +32,21 @@ class Bch(LaneCode):
         self.spec = f"bch:{n},{k}"
 
     @classmethod
-    def from_settings(cls, settings: tuple[str, ...]) -> Bch:
-        """The code of `bch:n,k`."""
-        if len(settings) != 2 or not all(setting.isascii() and setting.isdigit() for setting in settings):
+    def from_settings(cls, settings: tuple[str, ...]) -> LaneCode:
+        """The code of `bch:n,k`, or of `bch:n,k,outer=r` with r outer words per group of 512 codewords."""
+        outer = [setting.removeprefix("outer=") for setting in settings[2:]]
+        numbers = [*settings[:2], *outer]
+        if (
+            len(settings) not in (2, 3)
+            or any(setting == kept for setting, kept in zip(settings[2:], outer, strict=True))
+            or not all(number.isascii() and number.isdigit() for number in numbers)
+        ):
             raise SpecError(
-                f"bch takes two whole numbers, the codeword bits n and the message bits k, as in 'bch:8191,6722'; "
-                f"found {','.join(settings)!r}"
+                f"bch takes two whole numbers, the codeword bits n and the message bits k, as in 'bch:8191,6722', and "
+                f"the outer words if there are any, as in 'bch:8191,6722,outer=10'; found {','.join(settings)!r}"
             )
-        return cls(int(settings[0]), int(settings[1]))
+        inner = cls(int(settings[0]), int(settings[1]))
+        return Outer(inner, int(outer[0])) if outer else inner
 
     def encode_rows(self, message: Rows) -> Rows:
         """(n - k, lane_words) parity rows of (message_bits <= k, lane_words) message rows."""

@@ -173,13 +173,15 @@ class Reader:
             if low >= high:
                 return
             target, whole = out[low:high], high - low == piece.bytes
-            read = target if whole else np.empty(piece.bytes, np.uint8)
-            if read_straight(self._shards[shard], [piece], [read]):
-                self._count_exact(shard, [piece])
-                if not whole:
-                    target[:] = read[low - start : high - start]
-                return
-            examined = self._examine(shard, *place)
+            examined = self._cached((shard, *place))
+            if examined is None:
+                read = target if whole else np.empty(piece.bytes, np.uint8)
+                if read_straight(self._shards[shard], [piece], [read]):
+                    self._count_exact(shard, [piece])
+                    if not whole:
+                        target[:] = read[low - start : high - start]
+                    return
+                examined = self._examine(shard, *place)
             number = piece.index - examined.unit.pieces[0].index
             self._refuse(examined.pieces[number])
             where = piece_slices(examined.unit)[number]
@@ -226,14 +228,10 @@ class Reader:
         """Examine a unit, or take it from the cache; threads that want the same unit wait for the first of them."""
         key = (shard, stream, unit)
         with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
             under_way = self._under_way.setdefault(key, threading.Lock())
         with under_way:
-            with self._lock:
-                if key in self._cache:
-                    return self._cache[key]
+            if (cached := self._cached(key)) is not None:
+                return cached
             examined = examine(self._shards[shard], stream, unit)
             self._count(key, examined)
             with self._lock:
@@ -242,6 +240,12 @@ class Reader:
                 while len(self._cache) > _CACHED_UNITS:
                     self._cache.popitem(last=False)
             return examined
+
+    def _cached(self, key: _Key) -> Examined | None:
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+            return self._cache.get(key)
 
     def _count(self, key: _Key, examined: Examined) -> None:
         counted = self._counted_pieces[key[0]]

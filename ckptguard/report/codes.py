@@ -43,7 +43,10 @@ def kinds() -> list[Kind]:
 def kinds_text(rows: Sequence[Kind]) -> str:
     """What `codes` prints."""
     body = [(row.name, row.example, row.summary) for row in rows]
-    more = "`auto` and `auto:n` choose the cheapest BCH code for a device's error rate and --target."
+    more = (
+        "`bch:n,k,outer=r` adds r outer words per group of 512 codewords, which make lost codewords good.\n"
+        "`auto` and `auto:n` choose the cheapest BCH code for a device's error rate and --target."
+    )
     return f"{table(('kind', 'example', 'what it is'), body)}\n\n{more}"
 
 

@@ -80,7 +80,7 @@ def show_text(record: dict[str, Any]) -> str:
             (p["name"], f"{point[p['name']]:g}", f"{p['least']:g} to {p['most']:g}", p["unit"], p["meaning"])
             for p in record["parameters"]
         ]
-        blocks.append(table(("parameter", "here", "holds from", "unit", "meaning"), rows))
+        blocks.append(table(("parameter", "here", "valid", "unit", "meaning"), rows))
     if record["presets"]:
         rows_of = [
             (name, ",".join(f"{key}={value:g}" for key, value in preset.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from ckptguard.errors import SpecError
 from ckptguard.representations.base import Losses, Representation, Selection
@@ -19,6 +20,7 @@ KINDS: dict[str, Callable[[tuple[str, ...]], Representation]] = {
 """Constructors by name, each called with the settings of a spec."""
 
 
+@lru_cache(maxsize=256)
 def make(spec: str) -> Representation:
     """The representation that `spec` names, such as `native` or `fixed:8,sign-magnitude`. Raises SpecError."""
     parsed = Spec.parse(spec)
