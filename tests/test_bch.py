@@ -23,6 +23,8 @@ from ckptguard.errors import SpecError, UsageError
 from ckptguard.kernels import algebra
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "bch.json").read_text())
+#: Lengths whose kernels are compiled for the slow suite only.
+RARE = {7, 31, 127}
 Bits = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.uint64]
 
@@ -31,6 +33,23 @@ def code(n: int, k: int) -> Any:
     """A Bch whose word functions, which are not under test here, may be missing."""
     kind = type("RowsOnly", (Bch,), {name: None for name in Bch.__abstractmethods__})
     return kind(n, k)
+
+
+def shapes(*chosen: tuple[int, int, int]) -> list[Any]:
+    """Parameters n, k, message_bits."""
+    return [pytest.param(*shape, marks=[pytest.mark.slow] * (shape[0] in RARE)) for shape in chosen]
+
+
+def galois_words() -> list[Any]:
+    words = VECTORS["galois"]["words"]
+    return [
+        pytest.param(
+            vector,
+            marks=[pytest.mark.slow] * (vector["n"] in RARE),
+            id=f"{vector['n']},{vector['k']},{vector['message_bits']}",
+        )
+        for vector in words
+    ]
 
 
 def to_rows(words: Bits) -> Rows:
@@ -166,7 +185,7 @@ def test_generator_polynomial_divides_the_code_length(m: int) -> None:
 # Encoding.
 
 
-@pytest.mark.parametrize("vector", VECTORS["galois"]["words"], ids=lambda v: f"{v['n']},{v['k']},{v['message_bits']}")
+@pytest.mark.parametrize("vector", galois_words())
 def test_parity_is_that_of_galois(vector: dict[str, Any]) -> None:
     words = np.array([bits_of(word) for word in vector["codewords"]], np.uint8)
     np.testing.assert_array_equal(encoded(code(vector["n"], vector["k"]), words[:, : vector["message_bits"]]), words)
@@ -187,7 +206,7 @@ def test_parity_is_that_of_bchlib(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("n", "k", "message_bits"),
-    [
+    shapes(
         (15, 7, 7),
         (15, 1, 1),
         (63, 45, 0),
@@ -196,7 +215,7 @@ def test_parity_is_that_of_bchlib(vector: dict[str, Any]) -> None:
         (1023, 513, 48),
         (1023, 513, 49),
         (8191, 6722, 6722),
-    ],
+    ),
 )
 def test_parity_is_the_remainder_by_the_generator_polynomial(n: int, k: int, message_bits: int) -> None:
     bch = code(n, k)
@@ -219,7 +238,7 @@ def test_encoding_leaves_the_message_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("n", "k", "message_bits"),
-    [
+    shapes(
         (7, 4, 4),
         (15, 11, 11),
         (15, 7, 7),
@@ -229,7 +248,7 @@ def test_encoding_leaves_the_message_as_it_is() -> None:
         (31, 16, 7),
         (63, 51, 51),
         (63, 45, 45),
-    ],
+    ),
 )
 def test_bch_corrects_every_pattern_of_up_to_t_flips(n: int, k: int, message_bits: int) -> None:
     bch = code(n, k)
@@ -243,7 +262,7 @@ def test_bch_corrects_every_pattern_of_up_to_t_flips(n: int, k: int, message_bit
 
 @pytest.mark.parametrize(
     ("n", "k", "message_bits"),
-    [
+    shapes(
         (31, 6, 6),
         (63, 7, 7),
         (63, 24, 9),
@@ -256,7 +275,7 @@ def test_bch_corrects_every_pattern_of_up_to_t_flips(n: int, k: int, message_bit
         (8191, 6722, 6722),
         (8191, 6722, 1000),
         (8191, 6787, 6784),
-    ],
+    ),
 )
 def test_bch_corrects_random_patterns_of_up_to_t_flips(n: int, k: int, message_bits: int) -> None:
     bch, random = code(n, k), np.random.default_rng(n * k)
@@ -288,7 +307,7 @@ def test_bch_corrects_t_flips_for_codes_of_every_length(m: int) -> None:
 # Decoding past t flips.
 
 
-@pytest.mark.parametrize("vector", VECTORS["galois"]["words"], ids=lambda v: f"{v['n']},{v['k']},{v['message_bits']}")
+@pytest.mark.parametrize("vector", galois_words())
 def test_decoder_agrees_with_galois_within_and_past_t(vector: dict[str, Any]) -> None:
     received = np.array([bits_of(word) for word in vector["received"]], np.uint8)
     expected = np.array([bits_of(word) for word in vector["decoded"]], np.uint8)
@@ -299,7 +318,7 @@ def test_decoder_agrees_with_galois_within_and_past_t(vector: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    ("n", "k", "message_bits"), [(15, 11, 11), (15, 7, 7), (15, 5, 5), (15, 7, 4), (15, 1, 1), (7, 4, 2)]
+    ("n", "k", "message_bits"), shapes((15, 11, 11), (15, 7, 7), (15, 5, 5), (15, 7, 4), (15, 1, 1), (7, 4, 2))
 )
 def test_every_word_goes_to_the_codeword_within_t_or_is_uncorrectable(n: int, k: int, message_bits: int) -> None:
     bch, length = code(n, k), n - k + message_bits
@@ -315,7 +334,7 @@ def test_every_word_goes_to_the_codeword_within_t_or_is_uncorrectable(n: int, k:
 
 @pytest.mark.parametrize(
     ("n", "k", "message_bits"),
-    [
+    shapes(
         (31, 26, 20),
         (63, 51, 51),
         (127, 113, 100),
@@ -323,7 +342,7 @@ def test_every_word_goes_to_the_codeword_within_t_or_is_uncorrectable(n: int, k:
         (255, 131, 131),
         (1023, 513, 513),
         (8191, 6722, 6722),
-    ],
+    ),
 )
 def test_decoder_claims_no_correction_that_is_not_a_codeword(n: int, k: int, message_bits: int) -> None:
     bch, random = code(n, k), np.random.default_rng(k)
@@ -494,6 +513,27 @@ def test_a_code_that_does_not_exist_names_its_neighbours() -> None:
 def test_a_length_that_is_no_power_of_two_less_one_names_neighbours(n: int) -> None:
     with pytest.raises(SpecError, match=r"n must be 2\^m - 1, one of 7, 15.*16383; .* bch:\d+,\d+ \(t = "):
         code(n, 2)
+
+
+@pytest.mark.parametrize(
+    ("message", "parity"),
+    [
+        (np.zeros((45, 7), np.uint64), np.zeros((18, 7), np.uint64)),
+        (np.zeros((46, 8), np.uint64), np.zeros((18, 8), np.uint64)),
+        (np.zeros((45, 8), np.uint64), np.zeros((17, 8), np.uint64)),
+        (np.zeros((45, 8), np.uint64), np.zeros((18, 16), np.uint64)),
+        (np.zeros((45, 8), np.uint32), np.zeros((18, 8), np.uint32)),
+    ],
+)
+def test_rows_that_do_not_fit_the_code_are_refused(message: Rows, parity: Rows) -> None:
+    for call in (code(63, 45).check_rows, code(63, 45).decode_rows):
+        with pytest.raises(UsageError, match=r"rows of .* do not fit .* 45 message bits, exactly 18 parity bits"):
+            call(message, parity)
+
+
+def test_a_message_that_does_not_fit_the_code_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"\(46, 8\).* do not fit"):
+        code(63, 45).encode_rows(np.zeros((46, 8), np.uint64))
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, math.nan])

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ckptguard.errors import UsageError
 from ckptguard.kernels import bitsliced, clmul
 from ckptguard.kernels.algebra import coset_leaders, field, generator_polynomial, inverse_modulo_power, powers_modulo
 from ckptguard.kernels.bitsliced import BITS, TABLES, WINDOW, WORDS
@@ -230,8 +231,23 @@ class CarrylessRemainder:
         return self.state[: self.tables.parity_bits]
 
 
+def _require_fit(tables: Tables, message: Rows, parity: Rows | None = None) -> None:
+    """The kernels do not look at bounds, so what they are given is looked at here."""
+    k = tables.n - tables.parity_bits
+    fits = message.ndim == 2 and message.dtype == np.uint64 and message.shape[0] <= k and message.shape[1] % WORDS == 0
+    if parity is not None:
+        fits = fits and parity.dtype == np.uint64 and parity.shape == (tables.parity_bits, message.shape[1])
+    if not fits:
+        found = " and ".join(f"{rows.dtype} {rows.shape}" for rows in (message, parity) if rows is not None)
+        raise UsageError(
+            f"rows of {found} do not fit the code: at most {k} message bits, exactly {tables.parity_bits} parity bits, "
+            f"each a row of uint64 words whose number is a multiple of {WORDS}"
+        )
+
+
 def encode(tables: Tables, message: Rows) -> Rows:
     """(parity_bits, lane_words) parity rows of (bits <= k, lane_words) message rows; lane_words a multiple of 8."""
+    _require_fit(tables, message)
     message = np.ascontiguousarray(message)
     parity = np.empty((tables.parity_bits, message.shape[1]), np.uint64)
     remainder = _scratch(tables).remainder
@@ -242,6 +258,7 @@ def encode(tables: Tables, message: Rows) -> Rows:
 
 def check(tables: Tables, message: Rows, parity: Rows) -> Rows:
     """(lane_words,) uint64 with a bit set for every lane that is not a codeword."""
+    _require_fit(tables, message, parity)
     message = np.ascontiguousarray(message)
     dirty = np.empty(message.shape[1], np.uint64)
     remainder = _scratch(tables).remainder
@@ -257,9 +274,9 @@ def decode(tables: Tables, message: Rows, parity: Rows) -> npt.NDArray[np.int32]
     Returns:
         (64 * lane_words,) the number of bits flipped per lane; 0 = was a codeword; -1 = uncorrectable, left as read.
     """
-    for rows in (message, parity):
-        if not rows.flags.c_contiguous:
-            return _decode_copies(tables, message, parity)
+    _require_fit(tables, message, parity)
+    if not (message.flags.c_contiguous and parity.flags.c_contiguous):
+        return _decode_copies(tables, message, parity)
     flips = np.zeros(64 * message.shape[1], np.int32)
     scratch = _scratch(tables)
     remainder = scratch.remainder

@@ -465,7 +465,7 @@ def _times(planes, out, a, b):
     _multiply(planes, out, a, b)
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _spread_syndromes(planes, leaders, slots, squarings, syndromes):
     """S_1 .. S_2t from those of the coset leaders: S_2i = S_i^2."""
     size = 64 * len(planes)
@@ -570,7 +570,7 @@ def berlekamp_massey(planes, leaders, slots, squarings, syndromes, locator, prev
     return longest
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _split(planes, depth, twists, source, other):
     """Turn 2^depth coefficients into the constants at the leaves of the additive FFT; returns the address they are at.
 
@@ -604,7 +604,7 @@ def _split(planes, depth, twists, source, other):
     return source
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _find_roots(planes, leaves, word, depth, constants, octets, work, roots):
     """Evaluate 64 locators at all points; bit c of roots[p] says that point p is a root of locator 64 * word + c.
 
@@ -650,7 +650,7 @@ def _level(planes, work, first, last, step, half, table, row):
             _butterfly(planes, u, u + size * half, table + row * e)
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _agreeing(roots, located, lengths, word, counts):
     """Lanes of `word` that have as many located roots as their locator is long; other roots are deleted.
 
@@ -802,7 +802,7 @@ def correct(planes, locator, lengths, hopeful, field, transform, scratch, messag
     _correct_many(planes, locator, lengths, hopeful, transform, scratch, lanes, message, parity, column, done)
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _correct_many(planes, locator, lengths, hopeful, transform, scratch, lanes, message, parity, column, done):
     """Correct the hopeful lanes by a transform; if `lanes` is not empty, lane i stands for lane lanes[i]."""
     work, roots, located = scratch.work, scratch.roots, scratch.located
