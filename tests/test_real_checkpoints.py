@@ -122,8 +122,9 @@ def test_resnet20_at_an_error_rate_of_1e_2_is_exact_where_protected_or_says_what
     if not failures:
         healed = (tmp_path / "healed.ckg").read_bytes()
         with ShardFile.open(container) as file:
-            parity = file.superblock.parity_offset
-            payload = slice(file.superblock.payload_offset, parity)
+            block = file.superblock
+            parity = block.parity_offset
+            payload = slice(block.payload_offset, block.payload_offset + block.payload_bytes)
         assert healed[parity:] == clean[parity:]
         assert distance(healed[payload], clean[payload]) == distance(worn[payload], clean[payload]) - sum(
             tensor.corrected_bits for tensor in report.tensors
