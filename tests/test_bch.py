@@ -7,6 +7,8 @@ import json
 import math
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -519,3 +521,43 @@ def test_method_of_four_russians_is_a_matrix_product() -> None:
     bitsliced.combine(rows, bch.picks_of(matrix), out, sums)
     expected = [np.bitwise_xor.reduce(rows[:61][row == 1], axis=0) for row in matrix]
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("m", "t", "bits"), [(4, 2, 7), (6, 31, 1), (8, 8, 191), (8, 8, 0), (10, 57, 500), (13, 115, 6722), (13, 110, 64)]
+)
+def test_remainder_by_carryless_multiplication_is_the_portable_one(m: int, t: int, bits: int) -> None:
+    from ckptguard.kernels import bch, clmul
+
+    if not clmul.available():
+        pytest.skip("the processor has no VPCLMULQDQ")
+    tables = bch.bch_tables(m, t)
+    message = np.random.default_rng(bits).integers(0, 2**64, (bits, 16), dtype=np.uint64)
+    portable, fast = bch.PortableRemainder(tables), bch.CarrylessRemainder(tables)
+    for column in (0, 8, 0):
+        np.testing.assert_array_equal(fast.of(message, column), portable.of(message, column))
+
+
+def test_portable_remainder_serves_where_carryless_multiplication_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ckptguard.kernels import bch, clmul
+
+    monkeypatch.setattr(clmul, "available", lambda: False)
+    monkeypatch.setattr(bch, "_local", threading.local())
+    tables = bch.bch_tables(8, 18)
+    message = np.random.default_rng(4).integers(0, 2**64, (131, 8), dtype=np.uint64)
+    parity = bch.encode(tables, message)
+    damaged = message.copy()
+    damaged[[3, 77, 130]] ^= np.uint64(5)
+    assert bch.check(tables, damaged, parity).tolist() == [5] * 8
+    assert (bch.decode(tables, damaged, parity).reshape(8, 64)[:, [0, 1, 2]] == [3, 0, 3]).all()
+    np.testing.assert_array_equal(damaged, message)
+
+
+def test_threads_decode_independently() -> None:
+    bch, random = code(255, 131), np.random.default_rng(9)
+    words = encoded(bch, random.integers(0, 2, (512, 131), dtype=np.uint8))
+    received = [words ^ random_errors(random, 512, 255, np.full(512, count)) for count in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for count, (corrected, flips) in enumerate(pool.map(lambda read: decoded(bch, read, 131), received * 3)):
+            np.testing.assert_array_equal(corrected, words)
+            assert (flips == count % 8).all()

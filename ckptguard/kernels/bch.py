@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.kernels import bitsliced
-from ckptguard.kernels.algebra import coset_leaders, field, generator_polynomial, powers_modulo
+from ckptguard.kernels import bitsliced, clmul
+from ckptguard.kernels.algebra import coset_leaders, field, generator_polynomial, inverse_modulo_power, powers_modulo
 from ckptguard.kernels.bitsliced import BITS, TABLES, WINDOW, WORDS
 
 Rows = npt.NDArray[np.uint64]
@@ -196,8 +196,8 @@ def _aligned(*shape: int) -> Rows:
     return space[start : start + size].reshape(shape)
 
 
-class _Remainder:
-    """Scratch for the remainders of many batches."""
+class PortableRemainder:
+    """Scratch for the remainders of many batches, portable."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
@@ -207,6 +207,26 @@ class _Remainder:
     def of(self, message: Rows, column: int) -> Rows:
         """(parity_bits, 8) view, valid until the next call."""
         bitsliced.remainder(message, column, self.tables.division, self.state, self.sums)
+        return self.state[: self.tables.parity_bits]
+
+
+class CarrylessRemainder:
+    """The same by carry-less multiplication, where the processor has it."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.state = _aligned(-(-tables.parity_bits // 64) * 64, WORDS)
+        self.words = _aligned(64 * -(-tables.n // 64), WORDS)
+        self.even, self.odd = (_aligned(tables.parity_bits // 64 + 2, WORDS) for _ in range(2))
+        reflected = int(f"{generator_polynomial(tables.m, tables.t):b}"[::-1], 2)
+        words = [reflected >> 64 * i & 0xFFFFFFFFFFFFFFFF for i in range(tables.parity_bits // 64 + 1)]
+        self.generator, self.inverse = _aligned(len(words), WORDS), _aligned(WORDS)
+        self.generator[:] = np.array(words, np.uint64)[:, None]
+        self.inverse[:] = np.uint64(inverse_modulo_power(reflected, 64))
+
+    def of(self, message: Rows, column: int) -> Rows:
+        """(parity_bits, 8) view, valid until the next call."""
+        clmul.remainder(message, column, self.generator, self.inverse, self.state, self.words, self.even, self.odd)
         return self.state[: self.tables.parity_bits]
 
 
@@ -248,9 +268,7 @@ def decode(tables: Tables, message: Rows, parity: Rows) -> npt.NDArray[np.int32]
         difference ^= parity[:, column : column + WORDS]
         dirty = np.bitwise_or.reduce(difference, axis=0)
         if dirty.any():
-            flips[64 * column : 64 * column + LANES] = scratch.solver.solve(
-                remainder.state, dirty, message, parity, column
-            )
+            flips[64 * column : 64 * column + LANES] = scratch.solver.solve(difference, dirty, message, parity, column)
     return flips
 
 
@@ -286,10 +304,10 @@ class _Solver:
         self.sums = _aligned(TABLES << BITS, WORDS)
         self.done = np.zeros(WORDS, np.uint64)
 
-    def solve(self, state: Rows, dirty: Rows, message: Rows, parity: Rows, column: int) -> npt.NDArray[np.int32]:
-        """Correct the 512 lanes at `column`, whose remainders are in the first rows of `state`: (512,) flips."""
+    def solve(self, remainder: Rows, dirty: Rows, message: Rows, parity: Rows, column: int) -> npt.NDArray[np.int32]:
+        """Correct the 512 lanes at `column`, whose remainders these are: (512,) flips."""
         tables = self.tables
-        self.remainder[: tables.parity_bits] = state[: tables.parity_bits]
+        self.remainder[: tables.parity_bits] = remainder
         bitsliced.combine(self.remainder, tables.syndromes, self.leaders.reshape(-1, WORDS), self.sums)
         longest = bitsliced.berlekamp_massey(
             tables.planes,
@@ -335,7 +353,7 @@ class _Scratch:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
-        self.remainder = _Remainder(tables)
+        self.remainder = CarrylessRemainder(tables) if clmul.available() else PortableRemainder(tables)
 
     @cached_property
     def solver(self) -> _Solver:
