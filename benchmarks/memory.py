@@ -1,7 +1,7 @@
 """Largest memory of the commands at two sizes of checkpoint: `python -m benchmarks.memory [--sizes 1024,4096]`.
 
 Prints a table in Markdown. The checkpoints are random float32 weights, written in chunks into a temporary folder, which
-is removed; every command is a process of its own, and its largest resident size is what the system says of it at its end.
+is removed; every command is a process of its own, and its largest resident size is what the system says of it.
 """
 
 from __future__ import annotations
