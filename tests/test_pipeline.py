@@ -978,3 +978,52 @@ def test_a_file_of_another_size_is_not_repaired_in_place(workshop: Workshop, tmp
         assert path.read_bytes() == data
         repair(path, tmp_path / "h.ckg", overwrite=True)
         assert check(tmp_path / "h.ckg").verdict == "intact"
+
+
+# Odd checkpoints -------------------------------------------------------------------------------------------------
+
+ODD = {
+    "only empty tensors": {"a": ("F32", (0,)), "b": ("F16", (3, 0))},
+    "one byte": {"a": ("U8", (1,))},
+    "scalars": {"a": ("F64", ()), "b": ("BOOL", ()), "weight": ("F16", ())},
+    "less than a word": {"a": ("F4", (2,)), "weight": ("BF16", (3,)), "c": ("C64", (1,))},
+}
+
+
+@pytest.mark.parametrize("layout", ODD)
+@pytest.mark.parametrize("code", ["bch:8191,6722", SECDED, "crc", "none"])
+@pytest.mark.parametrize("way", ["native", "fixed:3", "devices", "sidecar"])
+def test_checkpoints_of_odd_and_no_sizes_make_the_round_trip(layout: str, code: str, way: str, tmp_path: Path) -> None:
+    source, container = tmp_path / "m.safetensors", tmp_path / "m.ckg"
+    source.write_bytes(safetensors_bytes(tensors(1, **ODD[layout])))
+    (tmp_path / "devices.toml").write_text(TWO_DEVICES)
+    representation = way if way.startswith("fixed") else "native"
+    devices = tmp_path / "devices.toml" if way == "devices" else None
+    if way == "sidecar":
+        container = protect(source, code=code, sidecar=True).path
+    else:
+        protect(source, container, code=code, representation=representation, devices=devices)
+    assert check(container).verdict == "intact"
+    restore(container, tmp_path / "out")
+    if representation == "native":
+        assert (tmp_path / "out").read_bytes() == source.read_bytes()
+    suffix = "" if container.is_dir() else ".ckg"
+    corrupt(container, tmp_path / f"worn{suffix}", seed=1, channel="bsc:1e-3")
+    report = repair(tmp_path / f"worn{suffix}", in_place=True)
+    assert states(check(tmp_path / f"worn{suffix}")) == states(report)
+    assert set(verify(tmp_path / f"worn{suffix}", source).weights) == set(ODD[layout])
+
+
+def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(safetensors_bytes({}))
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        protect(tmp_path / "m.safetensors", tmp_path / "m.ckg")
+
+
+def test_a_journal_that_waits_is_told(journalled: tuple[Path, bytes, bytes]) -> None:
+    path, journal, _ = journalled
+    assert check(path).notes == []
+    journal_path(path).write_bytes(journal)
+    (note,) = check(path).notes
+    assert journal_path(path).name in note
+    assert "--in-place" in note
