@@ -360,12 +360,10 @@ def _check_payload_size(path: Path, superblock: Superblock, size: int) -> None:
 def _read_metadata(path: Path, descriptor: int, superblock: Superblock, missing_front: int) -> bytes:
     """Decode the metadata from whatever is left of its two copies, codeword by codeword."""
     stored_size, size = superblock.metadata_stored, superblock.metadata_bytes
-    copies = [
-        _read(descriptor, offset - missing_front, stored_size).tobytes()
-        for offset in (CODEWORD_BYTES, superblock.tail_offset)
-    ]
-    for stored in copies:
-        if _matches(metadata := plain_message(stored, size), superblock):
+    copies: list[bytes] = []
+    for offset in (CODEWORD_BYTES, superblock.tail_offset):
+        copies.append(_read(descriptor, offset - missing_front, stored_size).tobytes())
+        if _matches(metadata := plain_message(copies[-1], size), superblock):
             return metadata
     decoded = [unarmour(stored) for stored in copies]
     for one in decoded:
