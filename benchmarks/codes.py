@@ -109,7 +109,7 @@ def _long(limits: Limits, rounds: int) -> Iterator[Row]:
             f"BCH({code.n},{code.k}) {kind}",
             timings[kind],
             2.5,
-            _peers(timings, kind, 12.0, galois_goal),
+            _peers(timings, kind, peer, 12.0, galois_goal),
             bound=f"{carryless}: {limit}",
         )
     for p, (goal, ratio) in DECODE_GOALS.items():
@@ -127,7 +127,7 @@ def _long(limits: Limits, rounds: int) -> Iterator[Row]:
             f"BCH({code.n},{code.k}) decode at {p:g}",
             timings["decode"],
             goal,
-            _peers(named, "decode", ratio, None),
+            _peers(named, "decode", peer, ratio, None),
             bound=_decode_bound(limits, code, p),
             note=f"{lost} of {len(words.messages) * 512} codewords beyond t = {code.t}" if lost else "",
         )
@@ -146,13 +146,15 @@ def _decode_bound(limits: Limits, code: LaneCode, p: float) -> str:
     return f"{why} cycles a word: {limits.cycles(cycles, code.k / 8)}"
 
 
-def _peers(timings: dict[str, Timing], kind: str, bchlib: float | None, galois: float | None) -> Any:
+def _peers(
+    timings: dict[str, Timing], kind: str, peer: tuple[str, Any] | None, bchlib: float | None, galois: float | None
+) -> list[tuple[Timing, float | None]]:
     found = []
-    for name, goal in (("bchlib", bchlib), ("galois", galois)):
+    for name, shown, goal in (("bchlib", peer[0] if peer else "", bchlib), ("galois", "galois", galois)):
         key = f"{name} {kind}"
         if key in timings:
             timing = timings[key]
-            found.append((Timing(name, timing.amount, timing.seconds), goal))
+            found.append((Timing(shown, timing.amount, timing.seconds), goal))
     return found
 
 
@@ -172,9 +174,9 @@ def _short(limits: Limits, rounds: int) -> Iterator[Row]:
             f"BCH({code.n},{code.k}) t = {code.t}, decode at 1e-3",
             timings["decode"],
             0.5,
-            _peers(timings, "decode", 10.0, None),
-            bound=f"{code.n * 1e-3:.1f} flips a word, every word's remainder: {products:.0f} carry-less multiplications "
-            f"of 8 lanes: {limits.cycles(products, code.k / 8)}",
+            _peers(timings, "decode", peer, 10.0, None),
+            bound=f"{code.n * 1e-3:.1f} flips a word; remainders alone, {products:.0f} carry-less multiplications "
+            f"a word in 8 lanes: {limits.cycles(products, code.k / 8)}",
         )
 
 

@@ -105,21 +105,22 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
             if peer.goal is not None
         ]
     bars.reverse()
-    figure, axes = pyplot.subplots(figsize=(11, 0.27 * len(bars) + 1.4))
-    axes.barh(
-        range(len(bars)),
-        [bar[1] for bar in bars],
-        color=["#2a7f62" if bar[2] else "#c1502e" for bar in bars],
-        height=0.7,
-    )
+    figure, axes = pyplot.subplots(figsize=(11, 0.23 * len(bars) + 1.2))
+    colours = ["#2a7f62" if reached else "#c1502e" for _, _, reached in bars]
+    shares = [share for _, share, _ in bars]
+    axes.hlines(range(len(bars)), 1, shares, color=colours, linewidth=2.5)
+    axes.scatter(shares, range(len(bars)), color=colours, s=26, zorder=3)
     axes.set_yticks(range(len(bars)), [bar[0] for bar in bars], fontsize=7.5)
-    axes.set_ylim(-0.6, len(bars) - 0.4)
+    axes.set_ylim(-0.8, len(bars) - 0.2)
     axes.set_xscale("log")
+    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if min(shares) / 3 < tick]
+    ticks = [tick for tick in ticks if tick < 3 * max(shares)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("measured over goal (right of the line: reached)")
     axes.set_title(title, fontsize=10)
-    axes.grid(axis="x", which="major", linewidth=0.4)
+    axes.grid(axis="x", linewidth=0.4)
     axes.set_axisbelow(True)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
     pyplot.close(figure)
