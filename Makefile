@@ -13,7 +13,7 @@ help:
 	@echo 'make test        run the tests, but for the slow ones'
 	@echo 'make test-slow   run the slow tests: statistics, large files'
 	@echo 'make lint        check style, types and the direction of imports'
-	@echo 'make benchmark   measure speeds'
+	@echo 'make benchmark   measure speeds beside goals and peers'
 	@echo 'make reproduce   measure again what the documents state'
 	@echo 'make clean       remove what the others made'
 
@@ -33,7 +33,7 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/lint-imports
 
 benchmark: $(VENV)/benchmark.stamp
-	$(BIN)/python -m pytest benchmarks -m 'not slow' --benchmark-only
+	$(BIN)/python -m benchmarks.table
 
 reproduce: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow -s tests

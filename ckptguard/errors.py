@@ -65,9 +65,3 @@ class MismatchError(CkptGuardError):
     """Files do not belong together, or a digest contradicts what was promised."""
 
     exit_status = 13
-
-
-class LimitError(CkptGuardError):
-    """An evaluation stayed below the limit that was stated."""
-
-    exit_status = 14

@@ -7,6 +7,8 @@ import json
 import math
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from ckptguard.errors import SpecError, UsageError
 from ckptguard.kernels import algebra
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "bch.json").read_text())
+#: Lengths whose kernels are compiled for the slow suite only.
+RARE = {7, 31, 127}
 Bits = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.uint64]
 
@@ -29,6 +33,23 @@ def code(n: int, k: int) -> Any:
     """A Bch whose word functions, which are not under test here, may be missing."""
     kind = type("RowsOnly", (Bch,), {name: None for name in Bch.__abstractmethods__})
     return kind(n, k)
+
+
+def shapes(*chosen: tuple[int, int, int]) -> list[Any]:
+    """Parameters n, k, message_bits."""
+    return [pytest.param(*shape, marks=[pytest.mark.slow] * (shape[0] in RARE)) for shape in chosen]
+
+
+def galois_words() -> list[Any]:
+    words = VECTORS["galois"]["words"]
+    return [
+        pytest.param(
+            vector,
+            marks=[pytest.mark.slow] * (vector["n"] in RARE),
+            id=f"{vector['n']},{vector['k']},{vector['message_bits']}",
+        )
+        for vector in words
+    ]
 
 
 def to_rows(words: Bits) -> Rows:
@@ -164,7 +185,7 @@ def test_generator_polynomial_divides_the_code_length(m: int) -> None:
 # Encoding.
 
 
-@pytest.mark.parametrize("vector", VECTORS["galois"]["words"], ids=lambda v: f"{v['n']},{v['k']},{v['message_bits']}")
+@pytest.mark.parametrize("vector", galois_words())
 def test_parity_is_that_of_galois(vector: dict[str, Any]) -> None:
     words = np.array([bits_of(word) for word in vector["codewords"]], np.uint8)
     np.testing.assert_array_equal(encoded(code(vector["n"], vector["k"]), words[:, : vector["message_bits"]]), words)
@@ -185,7 +206,7 @@ def test_parity_is_that_of_bchlib(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("n", "k", "message_bits"),
-    [
+    shapes(
         (15, 7, 7),
         (15, 1, 1),
         (63, 45, 0),
@@ -194,7 +215,7 @@ def test_parity_is_that_of_bchlib(vector: dict[str, Any]) -> None:
         (1023, 513, 48),
         (1023, 513, 49),
         (8191, 6722, 6722),
-    ],
+    ),
 )
 def test_parity_is_the_remainder_by_the_generator_polynomial(n: int, k: int, message_bits: int) -> None:
     bch = code(n, k)
@@ -217,7 +238,7 @@ def test_encoding_leaves_the_message_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("n", "k", "message_bits"),
-    [
+    shapes(
         (7, 4, 4),
         (15, 11, 11),
         (15, 7, 7),
@@ -227,7 +248,7 @@ def test_encoding_leaves_the_message_as_it_is() -> None:
         (31, 16, 7),
         (63, 51, 51),
         (63, 45, 45),
-    ],
+    ),
 )
 def test_bch_corrects_every_pattern_of_up_to_t_flips(n: int, k: int, message_bits: int) -> None:
     bch = code(n, k)
@@ -241,7 +262,7 @@ def test_bch_corrects_every_pattern_of_up_to_t_flips(n: int, k: int, message_bit
 
 @pytest.mark.parametrize(
     ("n", "k", "message_bits"),
-    [
+    shapes(
         (31, 6, 6),
         (63, 7, 7),
         (63, 24, 9),
@@ -254,7 +275,7 @@ def test_bch_corrects_every_pattern_of_up_to_t_flips(n: int, k: int, message_bit
         (8191, 6722, 6722),
         (8191, 6722, 1000),
         (8191, 6787, 6784),
-    ],
+    ),
 )
 def test_bch_corrects_random_patterns_of_up_to_t_flips(n: int, k: int, message_bits: int) -> None:
     bch, random = code(n, k), np.random.default_rng(n * k)
@@ -286,7 +307,7 @@ def test_bch_corrects_t_flips_for_codes_of_every_length(m: int) -> None:
 # Decoding past t flips.
 
 
-@pytest.mark.parametrize("vector", VECTORS["galois"]["words"], ids=lambda v: f"{v['n']},{v['k']},{v['message_bits']}")
+@pytest.mark.parametrize("vector", galois_words())
 def test_decoder_agrees_with_galois_within_and_past_t(vector: dict[str, Any]) -> None:
     received = np.array([bits_of(word) for word in vector["received"]], np.uint8)
     expected = np.array([bits_of(word) for word in vector["decoded"]], np.uint8)
@@ -297,7 +318,7 @@ def test_decoder_agrees_with_galois_within_and_past_t(vector: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    ("n", "k", "message_bits"), [(15, 11, 11), (15, 7, 7), (15, 5, 5), (15, 7, 4), (15, 1, 1), (7, 4, 2)]
+    ("n", "k", "message_bits"), shapes((15, 11, 11), (15, 7, 7), (15, 5, 5), (15, 7, 4), (15, 1, 1), (7, 4, 2))
 )
 def test_every_word_goes_to_the_codeword_within_t_or_is_uncorrectable(n: int, k: int, message_bits: int) -> None:
     bch, length = code(n, k), n - k + message_bits
@@ -313,7 +334,7 @@ def test_every_word_goes_to_the_codeword_within_t_or_is_uncorrectable(n: int, k:
 
 @pytest.mark.parametrize(
     ("n", "k", "message_bits"),
-    [
+    shapes(
         (31, 26, 20),
         (63, 51, 51),
         (127, 113, 100),
@@ -321,7 +342,7 @@ def test_every_word_goes_to_the_codeword_within_t_or_is_uncorrectable(n: int, k:
         (255, 131, 131),
         (1023, 513, 513),
         (8191, 6722, 6722),
-    ],
+    ),
 )
 def test_decoder_claims_no_correction_that_is_not_a_codeword(n: int, k: int, message_bits: int) -> None:
     bch, random = code(n, k), np.random.default_rng(k)
@@ -347,6 +368,19 @@ def test_lanes_do_not_disturb_each_other() -> None:
         np.testing.assert_array_equal(alone[0], together[lane])
         assert alone_flips[0] == flips[lane]
     np.testing.assert_array_equal(together[counts <= bch.t], words[counts <= bch.t])
+
+
+@pytest.mark.parametrize("damaged", [1, 3, 64, 65, 130, 300])
+def test_few_damaged_lanes_among_many_are_corrected(damaged: int) -> None:
+    bch, random = code(1023, 618), np.random.default_rng(damaged)
+    words = encoded(bch, random.integers(0, 2, (512, 500), dtype=np.uint8))
+    counts = np.zeros(512, np.int64)
+    counts[random.choice(512, damaged, replace=False)] = random.integers(1, bch.t + 2, damaged)
+    received = words ^ random_errors(random, 512, 905, counts)
+    corrected, flips = decoded(bch, received, 500)
+    within = counts <= bch.t
+    np.testing.assert_array_equal(flips, np.where(within, counts, -1))
+    np.testing.assert_array_equal(corrected, np.where(within[:, None], words, received))
 
 
 def test_decoder_accepts_rows_that_are_not_contiguous() -> None:
@@ -481,6 +515,27 @@ def test_a_length_that_is_no_power_of_two_less_one_names_neighbours(n: int) -> N
         code(n, 2)
 
 
+@pytest.mark.parametrize(
+    ("message", "parity"),
+    [
+        (np.zeros((45, 7), np.uint64), np.zeros((18, 7), np.uint64)),
+        (np.zeros((46, 8), np.uint64), np.zeros((18, 8), np.uint64)),
+        (np.zeros((45, 8), np.uint64), np.zeros((17, 8), np.uint64)),
+        (np.zeros((45, 8), np.uint64), np.zeros((18, 16), np.uint64)),
+        (np.zeros((45, 8), np.uint32), np.zeros((18, 8), np.uint32)),
+    ],
+)
+def test_rows_that_do_not_fit_the_code_are_refused(message: Rows, parity: Rows) -> None:
+    for call in (code(63, 45).check_rows, code(63, 45).decode_rows):
+        with pytest.raises(UsageError, match=r"rows of .* do not fit .* 45 message bits, exactly 18 parity bits"):
+            call(message, parity)
+
+
+def test_a_message_that_does_not_fit_the_code_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"\(46, 8\).* do not fit"):
+        code(63, 45).encode_rows(np.zeros((46, 8), np.uint64))
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.5, math.nan])
 def test_a_rate_that_is_no_probability_is_refused(rate: float) -> None:
     with pytest.raises(UsageError, match="is a probability"):
@@ -506,3 +561,43 @@ def test_method_of_four_russians_is_a_matrix_product() -> None:
     bitsliced.combine(rows, bch.picks_of(matrix), out, sums)
     expected = [np.bitwise_xor.reduce(rows[:61][row == 1], axis=0) for row in matrix]
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("m", "t", "bits"), [(4, 2, 7), (6, 31, 1), (8, 8, 191), (8, 8, 0), (10, 57, 500), (13, 115, 6722), (13, 110, 64)]
+)
+def test_remainder_by_carryless_multiplication_is_the_portable_one(m: int, t: int, bits: int) -> None:
+    from ckptguard.kernels import bch, clmul
+
+    if not clmul.available():
+        pytest.skip("the processor has no VPCLMULQDQ")
+    tables = bch.bch_tables(m, t)
+    message = np.random.default_rng(bits).integers(0, 2**64, (bits, 16), dtype=np.uint64)
+    portable, fast = bch.PortableRemainder(tables), bch.CarrylessRemainder(tables)
+    for column in (0, 8, 0):
+        np.testing.assert_array_equal(fast.of(message, column), portable.of(message, column))
+
+
+def test_portable_remainder_serves_where_carryless_multiplication_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ckptguard.kernels import bch, clmul
+
+    monkeypatch.setattr(clmul, "available", lambda: False)
+    monkeypatch.setattr(bch, "_local", threading.local())
+    tables = bch.bch_tables(8, 18)
+    message = np.random.default_rng(4).integers(0, 2**64, (131, 8), dtype=np.uint64)
+    parity = bch.encode(tables, message)
+    damaged = message.copy()
+    damaged[[3, 77, 130]] ^= np.uint64(5)
+    assert bch.check(tables, damaged, parity).tolist() == [5] * 8
+    assert (bch.decode(tables, damaged, parity).reshape(8, 64)[:, [0, 1, 2]] == [3, 0, 3]).all()
+    np.testing.assert_array_equal(damaged, message)
+
+
+def test_threads_decode_independently() -> None:
+    bch, random = code(255, 131), np.random.default_rng(9)
+    words = encoded(bch, random.integers(0, 2, (512, 131), dtype=np.uint8))
+    received = [words ^ random_errors(random, 512, 255, np.full(512, count)) for count in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for count, (corrected, flips) in enumerate(pool.map(lambda read: decoded(bch, read, 131), received * 3)):
+            np.testing.assert_array_equal(corrected, words)
+            assert (flips == count % 8).all()

@@ -407,6 +407,19 @@ def test_an_output_is_replaced_only_by_force(container: Path, tmp_path: Path) ->
     assert target.read_bytes() != b"mine"
 
 
+@pytest.mark.parametrize("place", ["container", "copy"])
+def test_a_report_replaces_neither_the_container_nor_its_copy(place: str, container: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.ckg"
+    before = container.read_bytes()
+    report = {"container": container, "copy": copy}[place]
+    words = ("--ber", "1e-3", "--seed", 1, "--report", report, "--force")
+    result = run("corrupt", container, "-o", copy, *words)
+    assert result.exit_code == 2
+    assert "the report" in result.stderr
+    assert container.read_bytes() == before
+    assert not copy.exists()
+
+
 def test_every_error_class_has_a_documented_status() -> None:
     text = (Path(__file__).parent.parent / "docs" / "commands.md").read_text(encoding="utf-8")
     classes = [errors.CkptGuardError]

@@ -48,8 +48,8 @@ def corrupt(
     options.at_most_one({"--ber": ber, "--channel": channel, "--device": device})
     if at and device is None:
         raise UsageError("--at belongs to --device")
-    if report is not None and report.exists() and not force:
-        raise UsageError(f"{report}: exists; --force replaces it")
+    if report is not None:
+        _refuse_report(report, container, destination, force)
     files = run(
         container,
         destination,
@@ -68,3 +68,15 @@ def corrupt(
     record = {"command": "corrupt", "exit_status": 0, "output": str(destination)}
     output.result(record | damage.flips_record(files), lambda: damage.flips_text(destination, files))
     return 0
+
+
+def _refuse_report(report: Path, container: Path, destination: Path, force: bool) -> None:
+    """Refuse, before anything is written, a report that would replace the container, its copy, or unasked a file."""
+    from ckptguard.files import refuse_overlap
+
+    read = [container, *container.glob("*")] if container.is_dir() else [container, container.with_suffix("")]
+    refuse_overlap(report, read, "choose another name for the report")
+    if report.resolve() in (destination.resolve(), destination.with_suffix("").resolve()):
+        raise UsageError(f"{report}: is where the corrupted copy goes; choose another name for the report")
+    if report.exists() and not force:
+        raise UsageError(f"{report}: exists already; choose another name, or ask to replace it (--force)")

@@ -20,8 +20,9 @@ CRC_BITS = 32
 
 
 class Crc(Code):
-    """CRC32C over the masked words (`word & mask`, bytes little endian) of each tile; one codeword per tile.
+    """CRC32C of the protected bits of every tile of 4 KiB; corrects one flip per tile.
 
+    The CRC is that of the masked words (`word & mask`, bytes little endian); every tile is a codeword.
     Parity is the CRCs, four bytes little endian each, followed by zero bytes up to a multiple of 8.
 
     Attributes:

