@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ckptguard.kernels import algebra
+
 if TYPE_CHECKING:
     from ckptguard.kernels.bch import Tables
 
@@ -22,6 +24,7 @@ CODEWORD_BYTES = 128
 FIELD_DEGREE = 10
 CORRECTS = 57
 _PARITY_BITS = 510
+_CACHED = 4096  # codewords whose parity is held in cache
 _AT_ONCE = 1024  # codewords whose bits are spread out as bytes at one time
 
 Bytes = npt.NDArray[np.uint8]
@@ -89,14 +92,30 @@ def _from_rows(rows: npt.NDArray[np.uint64], count: int, size: int) -> Bytes:
 
 
 def _parity(messages: Bytes) -> Bytes:
-    from ckptguard.kernels import bch
+    """(count, 64) parity of (count, 64) messages, from tables: a clean container is read without compiled kernels."""
+    tables = _parity_of_bytes()
+    parity = np.zeros((len(messages), (CODEWORD_BYTES - MESSAGE_BYTES) // 8), np.uint64)
+    for begin in range(0, len(messages), _CACHED):
+        total = parity[begin : begin + _CACHED]
+        for table, values in zip(tables, messages[begin : begin + _CACHED].T, strict=True):
+            total ^= table[values]
+    return parity.view(np.uint8)
 
-    parity = np.empty((len(messages), CODEWORD_BYTES - MESSAGE_BYTES), np.uint8)
-    for start in range(0, len(messages), _AT_ONCE):
-        some = messages[start : start + _AT_ONCE]
-        rows = bch.encode(_code(), _to_rows(some, 8 * MESSAGE_BYTES))
-        parity[start : start + _AT_ONCE] = _from_rows(rows, len(some), parity.shape[1])
-    return parity
+
+@lru_cache(maxsize=1)
+def _parity_of_bytes() -> npt.NDArray[np.uint64]:
+    """(64, 256, 8): the parity of the message that has one byte, by its place and its value."""
+    bits = 8 * MESSAGE_BYTES
+    remainders = algebra.powers_modulo(algebra.generator_polynomial(FIELD_DEGREE, CORRECTS), bits)[::-1]
+    parity_bytes = CODEWORD_BYTES - MESSAGE_BYTES
+    padded = [
+        (remainder << (8 * parity_bytes - _PARITY_BITS)).to_bytes(parity_bytes, "big") for remainder in remainders
+    ]
+    of_bit = np.frombuffer(b"".join(padded), np.uint64).reshape(MESSAGE_BYTES, 8, 1, parity_bytes // 8)
+    table = np.zeros((MESSAGE_BYTES, 1, parity_bytes // 8), np.uint64)
+    for bit in range(8):
+        table = np.concatenate([table, table ^ of_bit[:, 7 - bit]], axis=1)
+    return table
 
 
 def _decode(codewords: Bytes) -> Unarmoured:
