@@ -14,7 +14,7 @@ from ckptguard.devices import DeviceMap
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
 from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected
-from ckptguard.serving.handle import Filename, TakeReport
+from ckptguard.serving.handle import DEFAULT_BACKEND, Filename, TakeReport
 
 __all__ = ["load_file", "save_file"]
 
@@ -22,7 +22,7 @@ __all__ = ["load_file", "save_file"]
 def load_file(
     filename: Filename,
     *,
-    backend: str = "mmap",
+    backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
     report: TakeReport | None = None,
     jobs: int | None = None,

@@ -13,13 +13,14 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ckptguard import codes, representations
-from ckptguard.checkpoint.safetensors import TensorInfo, parse_header
+from ckptguard.checkpoint.safetensors import Spelled, tensors_of
 from ckptguard.codes.base import TILE_WORDS, Code, UnitLayout
 from ckptguard.dtypes import DTYPES, DType
 from ckptguard.errors import CkptGuardError, ContainerError, SpecError
@@ -128,6 +129,25 @@ class Piece:
     first_word: int
     words: int
     positions: npt.NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """All pieces of a shard as columns, in the order of their indices.
+
+    Attributes:
+        part, stream, unit: (pieces,) indices; of the unit within its stream.
+        offset, bytes: (pieces,) in the payload.
+        starts, stops: (parts,) the pieces of part p are those from starts[p] to before stops[p].
+    """
+
+    part: npt.NDArray[np.int32]
+    stream: npt.NDArray[np.int32]
+    unit: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int64]
+    bytes: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    stops: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -246,47 +266,62 @@ class ShardPlan:
         stream = self.streams[stream_index]
         start = index * stream.unit_words
         size = stream.unit_size(index)
-        first, last = np.searchsorted(stream.cuts, [start, start + size])
-        pieces = tuple(self._piece(stream, int(cut), start) for cut in range(first, last))
+        first, last = np.searchsorted(stream.cuts, [start, start + size]).tolist()
         full = stream.code.unit_layout(stream.unit_words, stream.planes).parity_bytes if index else 0
         return Unit(
             stream_index,
             index,
             size,
-            pieces,
+            self._pieces_between(stream, first, last, start),
             stream.layout(index),
             stream.parity_offset + index * full,
             stream.first_digest + index if stream.parity_bytes else -1,
         )
 
-    def piece(self, stream_index: int, unit: int, part_index: int) -> Piece:
-        """The piece of a part in one of the units that `units_of_part` names."""
-        stream = self.streams[stream_index]
-        start = unit * stream.unit_words
-        begin = max(start, int(stream.word_starts[self._places[part_index][1]]))
-        return self._piece(stream, int(np.searchsorted(stream.cuts, begin)), start)
+    def _pieces_between(self, stream: Stream, first: int, last: int, unit_start: int) -> tuple[Piece, ...]:
+        """Pieces that lie between two cuts of a stream."""
+        cuts = stream.cuts[first : last + 1].tolist()
+        here = slice(stream.first_piece + first, stream.first_piece + last)
+        table = self.table
+        pieces = []
+        for number, (part, offset, size) in enumerate(
+            zip(table.part[here].tolist(), table.offset[here].tolist(), table.bytes[here].tolist(), strict=True)
+        ):
+            begin, end = cuts[number], cuts[number + 1]
+            positions, selection = None, self.parts[part].selection
+            if selection.period > 1:
+                word = int(stream.word_starts[self._places[part][1]])
+                stored = (offset - self.parts[part].stored_offset) // 8
+                positions = _stored_words(selection, begin - word, end - word) - stored
+            pieces.append(Piece(here.start + number, part, offset, size, begin - unit_start, end - begin, positions))
+        return tuple(pieces)
 
-    def _piece(self, stream: Stream, cut: int, unit_start: int) -> Piece:
-        begin, end = int(stream.cuts[cut]), int(stream.cuts[cut + 1])
-        place = int(np.searchsorted(stream.word_starts, begin, "right")) - 1
-        part = self.parts[stream.parts[place]]
-        part_begin, part_end = int(stream.word_starts[place]), int(stream.word_starts[place + 1])
-        selection = part.selection
-        first = _stored_word(selection, begin - part_begin) if begin > part_begin else 0
-        offset = 8 * first
-        stop = 8 * _stored_word(selection, end - part_begin) if end < part_end else part.stored_bytes
-        positions = None
-        if selection.period > 1:
-            positions = _stored_words(selection, begin - part_begin, end - part_begin) - first
-        return Piece(
-            stream.first_piece + cut,
-            stream.parts[place],
-            part.stored_offset + offset,
-            stop - offset,
-            begin - unit_start,
-            end - begin,
-            positions,
-        )
+    @cached_property
+    def table(self) -> Pieces:
+        """All pieces, worked out together."""
+        columns = [self._stream_table(index, stream) for index, stream in enumerate(self.streams)]
+        columns = columns or [(np.zeros(0, np.int64),) * 5]
+        part, stream, unit, offset, size = (np.concatenate(column) for column in zip(*columns, strict=True))
+        starts, stops = np.zeros((2, len(self.parts)), np.int64)
+        for one in self.streams:
+            edges = one.first_piece + np.searchsorted(one.cuts, one.word_starts)
+            starts[list(one.parts)], stops[list(one.parts)] = edges[:-1], edges[1:]
+        return Pieces(part.astype(np.int32), stream.astype(np.int32), unit, offset, size, starts, stops)
+
+    def _stream_table(self, index: int, stream: Stream) -> tuple[npt.NDArray[np.int64], ...]:
+        """Part, stream, unit, offset and bytes of the pieces of a stream."""
+        members = [self.parts[part] for part in stream.parts]
+        begins = stream.cuts[:-1]
+        place = np.searchsorted(stream.word_starts, begins, "right") - 1
+        first = begins - stream.word_starts[place]  # word of the part
+        for piece in np.flatnonzero(np.array([part.representation != "native" for part in members])[place]).tolist():
+            first[piece] = _stored_word(members[place[piece]].selection, int(first[piece])) if first[piece] else 0
+        offset = np.array([part.stored_offset for part in members])[place] + 8 * first
+        ends = np.array([part.stored_offset + part.stored_bytes for part in members])[place]
+        goes_on = place[1:] == place[:-1]
+        ends[:-1][goes_on] = offset[1:][goes_on]
+        part = np.array(stream.parts)[place]
+        return part, np.full(len(part), index), begins // stream.unit_words, offset, ends - offset
 
     def units_of_part(self, part_index: int, begin: int, end: int) -> list[tuple[int, int]]:
         """(stream, unit) pairs that hold stored bytes [begin, end) of a part."""
@@ -299,6 +334,20 @@ class ShardPlan:
         first_unit = min(word + _stream_words(selection, begin // 8), last) // stream.unit_words
         last_unit = min(word + _stream_words(selection, -(-end // 8)), last) // stream.unit_words
         return [(stream_index, unit) for unit in range(first_unit, last_unit + 1)]
+
+    def pieces_of_part(self, part: int, begin: int, end: int) -> range:
+        """Indices of the pieces that hold stored bytes [begin, end) of a part, in the order of these bytes."""
+        first, stop = int(self.table.starts[part]), int(self.table.stops[part])
+        if begin >= end or first == stop:
+            return range(0)
+        offsets = self.table.offset[first:stop] - self.parts[part].stored_offset
+        low, high = int(np.searchsorted(offsets, begin, "right")) - 1, int(np.searchsorted(offsets, end))
+        return range(first + low, first + high)
+
+    @cached_property
+    def stored_offsets(self) -> npt.NDArray[np.int64]:
+        """(parts,) where in the payload each part begins."""
+        return np.array([part.stored_offset for part in self.parts], np.int64)
 
     @cached_property
     def _places(self) -> dict[int, tuple[int, int]]:
@@ -362,9 +411,14 @@ class ShardPlan:
         }
 
 
+@lru_cache(maxsize=256)
+def _kept(selection: Selection) -> tuple[int, ...]:
+    return tuple(bit for bit in range(selection.period) if selection.keep >> bit & 1)
+
+
 def _stored_words(selection: Selection, begin: int, end: int) -> npt.NDArray[np.int64]:
     """Positions, in stored words of a part, of its stream words begin .. end - 1."""
-    kept = np.array([bit for bit in range(selection.period) if selection.keep >> bit & 1], np.int64)
+    kept = np.array(_kept(selection), np.int64)
     words = np.arange(begin, end, dtype=np.int64)
     result: npt.NDArray[np.int64] = words // len(kept) * selection.period + kept[words % len(kept)]
     return result
@@ -373,7 +427,8 @@ def _stored_words(selection: Selection, begin: int, end: int) -> npt.NDArray[np.
 def _stored_word(selection: Selection, word: int) -> int:
     if selection.period == 1:
         return word
-    return int(_stored_words(selection, word, word + 1)[0])
+    kept = _kept(selection)
+    return word // len(kept) * selection.period + kept[word % len(kept)]
 
 
 def _stream_words(selection: Selection, stored_word: int) -> int:
@@ -382,11 +437,6 @@ def _stream_words(selection: Selection, stored_word: int) -> int:
         return stored_word
     groups, rest = divmod(stored_word, selection.period)
     return groups * selection.keep.bit_count() + (selection.keep & ((1 << rest) - 1)).bit_count()
-
-
-def part_words(part: Part) -> int:
-    """Words a part contributes to its stream."""
-    return _stream_words(part.selection, -(-part.stored_bytes // 8))
 
 
 def lay_out(
@@ -416,20 +466,24 @@ def lay_out(
     return ShardPlan(name, device, tuple(sources), tuple(placed), tuple(streams), offset, parity, beside)
 
 
-def _stream_key(part: Part) -> tuple[str, int]:
-    mask = part.selection.mask
-    return (part.code, mask) if mask else ("none", 0)
-
-
 def _streams(parts: Sequence[Part]) -> tuple[list[Stream], int]:
     members: dict[tuple[str, int], list[int]] = {}
+    joined: dict[tuple[str, str, str, str], tuple[Selection, list[int]]] = {}
+    words = [-(-part.stored_bytes // 8) for part in parts]
     for index, part in enumerate(parts):
         if part.stored_bytes:
-            members.setdefault(_stream_key(part), []).append(index)
+            like = (part.representation, part.dtype.name, part.mask, part.code)
+            if (known := joined.get(like)) is None:
+                selection = part.selection
+                key = (part.code, selection.mask) if selection.mask else ("none", 0)
+                known = joined[like] = (selection, members.setdefault(key, []))
+            if known[0].period > 1:
+                words[index] = _stream_words(known[0], words[index])
+            known[1].append(index)
     streams: list[Stream] = []
     parity = pieces = digests = 0
     for (spec, mask), indices in members.items():
-        stream = _stream(codes.make(spec), mask, [(i, part_words(parts[i])) for i in indices], parity, pieces, digests)
+        stream = _stream(codes.make(spec), mask, [(i, words[i]) for i in indices], parity, pieces, digests)
         streams.append(stream)
         parity += stream.parity_bytes
         pieces += len(stream.cuts) - 1
@@ -522,28 +576,8 @@ def _from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: 
         for item, header in zip(record["sources"], headers, strict=True)
     )
     check_source_names([source.name for source in sources])
-    tensors = [_tensors_of(source) for source in sources]
-    parts: list[Part] = []
-    offset = 0
-    for item in record["parts"]:
-        part = Part(
-            _count(item["source"]),
-            _text(item["kind"]),
-            _text(item["name"]),
-            DTYPES[_text(item["dtype"])],
-            tuple(_count(size) for size in item["shape"]),
-            _count(item["offset"]),
-            _count(item["bytes"]),
-            offset,
-            _count(item["stored"]),
-            _text(item["representation"]),
-            _text(item["mask"]),
-            _text(item["code"]),
-        )
-        _check_place(part, sources[part.source], tensors[part.source])
-        _check_coding(part)
-        parts.append(part)
-        offset += part.stored_bytes
+    parts = _parts(record["parts"], sources)
+    offset = parts[-1].stored_offset + parts[-1].stored_bytes if parts else 0
     if offset != payload_bytes:
         raise ValueError(f"the parts fill {offset} bytes, the payload has {payload_bytes}")
     streams, parity = _streams(parts)
@@ -555,6 +589,58 @@ def _from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: 
     if device is not None and not all(isinstance(device.get(key), str | None) for key in ("name", "channel")):
         raise ValueError("the device is not the record it should be")
     return ShardPlan(name, device, sources, tuple(parts), tuple(streams), offset, parity, beside)
+
+
+def _parts(items: Any, sources: Sequence[Source]) -> list[Part]:
+    """The parts of a shard, each held against the header of its source; column by column, since they may be many."""
+    texts = {key: [item[key] for item in items] for key in ("kind", "name", "dtype", "representation", "mask", "code")}
+    for column in texts.values():
+        for value in set(column):
+            _text(value)
+    counts = {key: _counts([item[key] for item in items]) for key in ("source", "offset", "bytes", "stored")}
+    shapes = [tuple(item["shape"]) for item in items]
+    _counts(list(chain.from_iterable(shapes)))
+    parts = list(
+        map(
+            Part,
+            counts["source"],
+            texts["kind"],
+            texts["name"],
+            [DTYPES[name] for name in texts["dtype"]],
+            shapes,
+            counts["offset"],
+            counts["bytes"],
+            accumulate(counts["stored"], initial=0),
+            counts["stored"],
+            texts["representation"],
+            texts["mask"],
+            texts["code"],
+        )
+    )
+    tensors = [_tensors_of(source) for source in sources]
+    begins = [len(source.header) for source in sources]
+    for part in parts:
+        begin = part.offset - begins[part.source]
+        spelled = (part.dtype, part.shape, begin, begin + part.bytes)
+        if part.kind != TENSOR:
+            _check_place(part, sources[part.source])
+        elif tensors[part.source].pop(part.name, None) != spelled:  # what is left was not seen yet
+            raise ValueError(f"{reprlib.repr(part.name)} is not a tensor as the header of its source has it")
+    like: dict[tuple[str, ...], Part] = {}
+    for part, *coding in zip(parts, *(texts[key] for key in ("dtype", "representation", "mask", "code")), strict=True):
+        if part is like.setdefault(tuple(coding), part):
+            _check_coding(part)
+        if part.representation != "native" or part.stored_bytes != part.bytes:
+            _check_stored(part)
+    return parts
+
+
+def _counts(values: list[Any]) -> list[int]:
+    """The values, none of which `_count` refuses."""
+    if set(map(type, values)) - {int} or min(values, default=0) < 0 or max(values, default=0) >= 1 << 62:
+        for value in values:
+            _count(value)
+    return values
 
 
 def _count(value: Any) -> int:
@@ -611,29 +697,17 @@ def check_whole(shards: Sequence[ShardPlan]) -> None:
             raise ValueError(f"the shards do not hold {reprlib.repr(name)} wholly and once")
 
 
-def _tensors_of(source: Source) -> dict[str, TensorInfo]:
-    """The tensors of a source, by name, as its safetensors header tells them; those not seen yet."""
+def _tensors_of(source: Source) -> dict[str, Spelled]:
+    """The tensors of a source, by name, as its safetensors header tells them."""
     if not source.header:
         return {}
     if int.from_bytes(source.header[:8], "little") != len(source.header) - 8 or len(source.header) > source.bytes:
         raise ValueError(f"the header of {reprlib.repr(source.name)} does not have the size it states")
-    parsed = parse_header(source.header[8:], source.bytes - len(source.header), where=reprlib.repr(source.name))
-    return {tensor.name: tensor for tensor in parsed.tensors}
+    return tensors_of(source.header[8:], source.bytes - len(source.header), where=reprlib.repr(source.name))
 
 
-def _check_place(part: Part, source: Source, tensors: dict[str, TensorInfo]) -> None:
-    """What a part says of its place must be what the header says; takes its tensor out of those not seen yet."""
-    if part.kind == TENSOR:
-        tensor = tensors.pop(part.name, None)
-        begin = len(source.header)
-        if tensor is None or (part.dtype, part.shape, part.offset, part.offset + part.bytes) != (
-            tensor.dtype,
-            tensor.shape,
-            begin + tensor.begin,
-            begin + tensor.end,
-        ):
-            raise ValueError(f"{reprlib.repr(part.name)} is not a tensor as the header of its source has it")
-        return
+def _check_place(part: Part, source: Source) -> None:
+    """A part that is no tensor must be a whole header or a whole file."""
     whole = {HEADER: len(source.header), FILE: source.bytes}
     if part.kind not in whole or (part.kind == HEADER) != bool(source.header):
         raise ValueError(f"{reprlib.repr(part.kind)} is no kind of part of this source")
@@ -642,14 +716,17 @@ def _check_place(part: Part, source: Source, tensors: dict[str, TensorInfo]) -> 
 
 
 def _check_coding(part: Part) -> None:
-    """Representation, mask and code must be spelled as the writer does, and fit."""
+    """Representation, mask and code must be spelled as the writer does, and fit the dtype."""
     representation: Representation = representations.make(part.representation)
     native = part.representation == "native"
     if representation.spec != part.representation or not (native or representation.applies(part.dtype)):
         raise ValueError(f"{reprlib.repr(part.representation)} is no representation of {part.dtype.name}")
-    if part.stored_bytes != representation.stored_bytes(part.dtype, part.bytes):
-        raise ValueError(f"{reprlib.repr(part.name)} has not the stored bytes that its representation makes")
     if len(part.mask) != representation.word_bits(part.dtype) or set(part.mask) - {"0", "1"}:
         raise ValueError(f"{reprlib.repr(part.name)} has a mask that does not fit its words")
     if codes.make(part.code).spec != part.code:
         raise ValueError(f"{reprlib.repr(part.code)} is no code as containers name them")
+
+
+def _check_stored(part: Part) -> None:
+    if part.stored_bytes != representations.make(part.representation).stored_bytes(part.dtype, part.bytes):
+        raise ValueError(f"{reprlib.repr(part.name)} has not the stored bytes that its representation makes")

@@ -14,7 +14,7 @@ from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
 from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected
 from ckptguard.serving import load_file, save_file
-from ckptguard.serving.handle import Filename, TakeReport
+from ckptguard.serving.handle import DEFAULT_BACKEND, Filename, TakeReport
 from ckptguard.serving.save import save_written
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def load_model(
     strict: bool = True,
     device: Any = "cpu",
     *,
-    backend: str = "mmap",
+    backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
     report: TakeReport | None = None,
     jobs: int | None = None,

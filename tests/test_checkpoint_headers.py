@@ -12,7 +12,15 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from ckptguard.checkpoint.safetensors import MAX_HEADER_BYTES, parse_header, read_header, write_header
+from ckptguard.checkpoint import safetensors as headers
+from ckptguard.checkpoint.safetensors import (
+    MAX_HEADER_BYTES,
+    Spelled,
+    parse_header,
+    read_header,
+    tensors_of,
+    write_header,
+)
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import CheckpointError
 
@@ -266,6 +274,64 @@ def test_whatever_a_random_edit_makes_of_a_header_we_accept_only_what_the_refere
             accepted += 1
             assert reference_accepts(bytes(edited)), bytes(edited)
     assert accepted > 50  # letters of names changed
+
+
+def parsed(header: bytes, data_bytes: int) -> dict[str, Spelled] | str:
+    """What the parser says, or its complaint."""
+    try:
+        tensors = parse_header(header, data_bytes).tensors
+    except CheckpointError as error:
+        return str(error)
+    return {tensor.name: (tensor.dtype, tensor.shape, tensor.begin, tensor.end) for tensor in tensors}
+
+
+def told(header: bytes, data_bytes: int) -> dict[str, Spelled] | str:
+    try:
+        return tensors_of(header, data_bytes)
+    except CheckpointError as error:
+        return str(error)
+
+
+def same(header: bytes, data_bytes: int) -> bool:
+    one, other = told(header, data_bytes), parsed(header, data_bytes)
+    return one == other and (isinstance(one, str) or list(one) == list(other))
+
+
+@pytest.mark.parametrize("case", [*ACCEPTED, *REFUSED, *STRICTER])
+def test_tensors_are_told_as_the_parser_tells_them(case: str) -> None:
+    header, data_bytes, *_ = (ACCEPTED | REFUSED | STRICTER)[case]
+    assert same(header if isinstance(header, bytes) else header.encode(), data_bytes)
+
+
+def test_tensors_are_told_as_the_parser_tells_them_whatever_a_random_edit_does() -> None:
+    plain = named(one('"F16"', "[2,3]", "[0,12]"), one('"F4"', "[2,4]", "[12,16]"), one('"I32"', "[]", "[16,20]"))
+    images = [plain.encode(), ('{"__metadata__":{"key":"text","":"x"},' + plain[1:] + "  ").encode()]
+    choose = random.Random(21)
+    quick = 0
+    for _ in range(6000):
+        edited = bytearray(choose.choice(images))
+        for _ in range(choose.randint(1, 2)):
+            place = choose.randrange(len(edited))
+            if choose.random() < 0.5:
+                edited[place] ^= 1 << choose.randrange(8)
+            else:
+                edited[place : place + choose.randrange(3)] = choose.choice(
+                    [b"", b",", b'"', b"}", b"{", b"\\", b"0", b"1", b" ", b'"a":{}', b'"__metadata__":', b"\x7f"]
+                )
+        assert same(bytes(edited), 20), bytes(edited)
+        quick += headers._plain_tensors(bytes(edited), 20) is not None
+    assert quick > 80
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"a": "é", "b": "{"}])
+def test_headers_as_the_reference_writes_them_are_read_quickly(
+    metadata: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = [(f"layer.{i}.weight", DTYPES["BF16"], (i + 1, 3)) for i in range(100)]
+    raw = write_header(layout, metadata)
+    expected = parsed(raw[8:], 6 * 5050)
+    monkeypatch.setattr(headers, "parse_header", None)
+    assert tensors_of(raw[8:], 6 * 5050) == expected
 
 
 def test_a_tensor_is_told_by_name_dtype_shape_and_place() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from collections import deque
@@ -147,6 +148,26 @@ class ShardFile:
     def read_payload_into(self, offset: int, targets: Sequence[Bytes]) -> None:
         """Fill contiguous arrays, one after the other, with payload from `offset` on; no copy is made on the way."""
         _read_into(self._payload_descriptor, self.payload_position(offset), targets)
+
+    def map_payload(self) -> Bytes:
+        """The file that the payload lies in, from its first byte to the payload's last, in private memory.
+
+        Pages are read when they are touched; what is written to them never reaches the file. The map lives as long as
+        what refers to it.
+
+        Raises:
+            ContainerError: the system does not map this file.
+        """
+        end = min(self.payload_position(self.superblock.payload_bytes), self.payload_size)
+        if end <= 0:
+            return np.zeros(0, np.uint8)
+        try:
+            return np.frombuffer(mmap.mmap(self._payload_descriptor, end, access=mmap.ACCESS_COPY), np.uint8)
+        except (OSError, ValueError) as error:
+            raise ContainerError(
+                f"{self.payload_path}: cannot be mapped: {getattr(error, 'strerror', None) or error}; load it with "
+                'backend="pread"'
+            ) from error
 
     def read_parity(self, offset: int, size: int) -> Bytes:
         """(size,) bytes of the parity region; bytes that the file lacks read as zero."""
@@ -360,12 +381,10 @@ def _check_payload_size(path: Path, superblock: Superblock, size: int) -> None:
 def _read_metadata(path: Path, descriptor: int, superblock: Superblock, missing_front: int) -> bytes:
     """Decode the metadata from whatever is left of its two copies, codeword by codeword."""
     stored_size, size = superblock.metadata_stored, superblock.metadata_bytes
-    copies = [
-        _read(descriptor, offset - missing_front, stored_size).tobytes()
-        for offset in (CODEWORD_BYTES, superblock.tail_offset)
-    ]
-    for stored in copies:
-        if _matches(metadata := plain_message(stored, size), superblock):
+    copies: list[bytes] = []
+    for offset in (CODEWORD_BYTES, superblock.tail_offset):
+        copies.append(_read(descriptor, offset - missing_front, stored_size).tobytes())
+        if _matches(metadata := plain_message(copies[-1], size), superblock):
             return metadata
     decoded = [unarmour(stored) for stored in copies]
     for one in decoded:

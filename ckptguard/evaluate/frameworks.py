@@ -70,13 +70,14 @@ def import_torch() -> Any:
 def tensor_from_bytes(framework: str, dtype: DType, shape: tuple[int, ...], data: Bytes, device: Any = "cpu") -> Any:
     """A tensor over `data` (writable, contiguous bytes), on `device` for torch."""
     if framework_name(framework) == "numpy":
-        return data.view(numpy_dtype(dtype)).reshape(shape)
+        return np.ndarray(shape, numpy_dtype(dtype), data)
     torch = import_torch()
     kind = torch_dtype(dtype)
     shape = tensor_shape(framework, dtype, shape)
     if data.size == 0:
         return torch.empty(shape, dtype=kind, device=device)
-    tensor = torch.from_numpy(data).view(kind).reshape(shape)
+    tensor = torch.from_numpy(np.ndarray(shape, dtype.numpy or f"<i{dtype.word_bits // 8}", data))
+    tensor = tensor if tensor.dtype == kind else tensor.view(kind)
     return tensor if str(device) == "cpu" else tensor.to(device)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from ckptguard import plan, representations
 from ckptguard.errors import CheckpointError, UsageError
@@ -25,20 +28,22 @@ from ckptguard.pipeline.units import (
     examine,
     group_source_bytes,
     piece_slices,
-    read_straight,
     stored_group_bytes,
 )
-from ckptguard.plan import Part, Piece
+from ckptguard.plan import Part
 from ckptguard.spec import suggestion
 
 ON_ERROR = ("raise", "raw", "null")
 _CACHED_UNITS = 8
 _SPAN_BYTES = 4 << 20
-_FEW_TASKS = 8
+_READ_BYTES = 1 << 20  # so much is read before it is hashed: it is still in the cache then
 
 Bytes = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.int64]
 _Key = tuple[int, int, int]
+_Batch = tuple[int, Indices]
 _Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,9 @@ class Reader:
         self._jobs = jobs
         self._tally = Tally(shards)
         self._counted_units: set[_Key] = set()
-        self._counted_pieces: list[set[int]] = [set() for _ in shards]
+        self._counted = [np.zeros(shard.plan.pieces, np.bool_) for shard in shards]
+        self._settled = [np.zeros(shard.plan.pieces, np.bool_) for shard in shards]
+        self._maps: dict[int, Bytes] = {}
         self._cache: OrderedDict[_Key, Examined] = OrderedDict()
         self._under_way: dict[_Key, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -164,39 +171,98 @@ class Reader:
             bitmap of those bits of `out` that lie in uncorrectable codewords; None where there are none.
         """
         shard_plan = self._shards[shard].plan
+        pieces = shard_plan.pieces_of_part(index, begin, begin + out.size)
+        starts = shard_plan.table.offset[pieces.start : pieces.stop] - shard_plan.parts[index].stored_offset - begin
+        sizes = shard_plan.table.bytes[pieces.start : pieces.stop].tolist()
+        places = dict(zip(pieces, zip(starts.tolist(), sizes, strict=True), strict=True))
+
+        def target(piece: int) -> Bytes:
+            start, size = places[piece]
+            whole = start >= 0 and start + size <= out.size
+            return out[start : start + size] if whole else np.empty(size, np.uint8)
+
+        def read(batch: Indices) -> list[int]:
+            targets = [target(piece) for piece in batch.tolist()]
+            damaged = self._read(shard, batch, targets)
+            for piece, data in zip(batch.tolist(), targets, strict=True):
+                start, size = places[piece]
+                low, high = max(start, 0), min(start + size, out.size)
+                if high - low < size:
+                    out[low:high] = data[low - start : high - start]
+            return damaged
+
+        batches = [batch for _, batch in self._batches(shard, np.arange(pieces.start, pieces.stop))]
+        damaged = [piece for found in _each(read, batches, jobs) for piece in found]
         lost: list[tuple[slice, Bytes]] = []
 
-        def fill(place: tuple[int, int]) -> None:
-            piece = shard_plan.piece(*place, index)
-            start = piece.offset - shard_plan.parts[index].stored_offset - begin
-            low, high = max(start, 0), min(start + piece.bytes, out.size)
-            if low >= high:
-                return
-            target, whole = out[low:high], high - low == piece.bytes
-            examined = self._cached((shard, *place))
-            if examined is None:
-                read = target if whole else np.empty(piece.bytes, np.uint8)
-                if read_straight(self._shards[shard], [piece], [read]):
-                    self._count_exact(shard, [piece])
-                    if not whole:
-                        target[:] = read[low - start : high - start]
-                    return
-                examined = self._examine(shard, *place)
-            number = piece.index - examined.unit.pieces[0].index
-            self._refuse(examined.pieces[number])
-            where = piece_slices(examined.unit)[number]
+        def decode(piece: int) -> None:
+            examined, where = self._decoded(shard, piece)
+            start, size = places[piece]
+            low, high = max(start, 0), min(start + size, out.size)
             source = slice(where.start + low - start, where.start + high - start)
-            target[:] = examined.bytes[source]
+            out[low:high] = examined.bytes[source]
             if examined.lost_bits is not None:
                 lost.append((slice(low, high), examined.lost_bits[source]))
 
-        _each(fill, shard_plan.units_of_part(index, begin, begin + out.size), jobs)
+        _each(decode, damaged, jobs)
         if not lost:
             return None
         bits = np.zeros(out.size, np.uint8)
         for where, found in lost:
             bits[where] = found
         return bits
+
+    def _batches(self, shard: int, pieces: Indices) -> list[_Batch]:
+        """(shard, pieces), in the order of the payload, a few megabytes at a time."""
+        table = self._shards[shard].plan.table
+        ordered = pieces[np.argsort(table.offset[pieces], kind="stable")]
+        number = np.cumsum(table.bytes[ordered]) // _SPAN_BYTES
+        parts = np.split(ordered, np.flatnonzero(np.diff(number)) + 1) if ordered.size else []
+        return [(shard, part) for part in parts]
+
+    def _pieces_of(self, places: Iterable[tuple[int, int]]) -> list[_Batch]:
+        """All pieces of some parts, in batches."""
+        chosen = {shard: np.zeros(len(one.plan.parts), np.bool_) for shard, one in enumerate(self._shards)}
+        for shard, part in places:
+            chosen[shard][part] = True
+        pieces = {s: np.flatnonzero(parts[self._shards[s].plan.table.part]) for s, parts in chosen.items()}
+        return [batch for shard, indices in pieces.items() for batch in self._batches(shard, indices)]
+
+    def _read(self, shard: int, pieces: Indices, targets: Sequence[Bytes]) -> list[int]:
+        """Read pieces, in the order of the payload, into arrays of their sizes; those that are not as written."""
+        table, file = self._shards[shard].plan.table, self._shards[shard].file
+        offset, size = table.offset[pieces], table.bytes[pieces]
+        apart = offset[1:] != offset[:-1] + size[:-1]
+        number = np.cumsum(size) // _READ_BYTES
+        edges = [0, *(np.flatnonzero(apart | (np.diff(number) > 0)) + 1).tolist(), len(targets)]
+        differs: list[bool] = []
+        digests = self._shards[shard].digests.raw[pieces].tolist()
+        for start, stop in pairwise(edges):
+            file.read_payload_into(int(offset[start]), targets[start:stop])
+            differs += [
+                xxhash.xxh3_64_intdigest(target.data) != digest
+                for target, digest in zip(targets[start:stop], digests[start:stop], strict=True)
+            ]
+        return self._sort_out(shard, pieces, differs)
+
+    def _sort_out(self, shard: int, pieces: Indices, differs: Sequence[bool]) -> list[int]:
+        """Count the pieces that are as they were written; the others."""
+        damaged = np.array(differs, np.bool_)
+        counted = self._counted[shard]
+        with self._lock:
+            new = pieces[~damaged & ~counted[pieces]]
+            counted[new] = True
+            self._tally.add_exact(shard, self._shards[shard].plan.table.part[new].tolist())
+        found: list[int] = pieces[damaged].tolist()
+        return found
+
+    def _decoded(self, shard: int, piece: int) -> tuple[Examined, slice]:
+        """The unit of a piece, decoded, and where in its bytes the piece lies; refuses what is lost."""
+        table = self._shards[shard].plan.table
+        examined = self._examine(shard, int(table.stream[piece]), int(table.unit[piece]))
+        number = piece - examined.unit.pieces[0].index
+        self._refuse(examined.pieces[number])
+        return examined, piece_slices(examined.unit)[number]
 
     def stored(self, shard: int, index: int, begin: int, end: int) -> Stored:
         """Stored bytes [begin, end) of a part; fresh arrays."""
@@ -248,20 +314,13 @@ class Reader:
             return self._cache.get(key)
 
     def _count(self, key: _Key, examined: Examined) -> None:
-        counted = self._counted_pieces[key[0]]
+        indices = [piece.index for piece in examined.unit.pieces]
+        counted = self._counted[key[0]]
         with self._lock:
             if key not in self._counted_units:
                 self._counted_units.add(key)
-                self._tally.add(key[0], examined, counted)
-                counted.update(piece.index for piece in examined.unit.pieces)
-
-    def _count_exact(self, shard: int, pieces: Sequence[Piece]) -> None:
-        counted = self._counted_pieces[shard]
-        with self._lock:
-            for piece in pieces:
-                if piece.index not in counted:
-                    counted.add(piece.index)
-                    self._tally.add_exact(shard, piece.part)
+                self._tally.add(key[0], examined, {index for index in indices if counted[index]})
+                counted[indices] = True
 
     def _refuse(self, piece: PieceOutcome) -> None:
         if self._on_error == "raise" and piece.state == State.LOST:
@@ -275,63 +334,145 @@ class Reader:
         jobs: int | None = None,
         progress: work.Progress = work.silent,
     ) -> None:
-        """Fill a buffer for every tensor, unit by unit on several threads.
+        """Fill a buffer for every tensor, in the order of the payload on several threads; then decode what is damaged.
 
         Args:
             allocate: called once per tensor; gives `part.bytes` writable bytes.
             names: of the tensors wanted; default: all.
         """
-        places = {name: self.place(name) for name in (self._places if names is None else names)}
-        buffers = {place: allocate(self._part(place)) for place in places.values()}
-        native = {place for place in buffers if self._part(place).representation == "native"}
-        units = sorted(
-            {
-                (shard, *unit)
-                for shard, index in native
-                for unit in self._shards[shard].plan.units_of_part(index, 0, self._part((shard, index)).bytes)
-            }
-        )
+        places = [self.place(name) for name in (self._places if names is None else names)]
+        buffers = {place: allocate(self._part(place)) for place in places}
+        native = [place for place in buffers if self._part(place).representation == "native"]
 
-        def fill(key: _Key) -> None:
-            unit = self._shards[key[0]].plan.unit(key[1], key[2])
-            wanted = [number for number, piece in enumerate(unit.pieces) if (key[0], piece.part) in native]
-            pieces = [unit.pieces[number] for number in wanted]
-            targets = []
-            for piece in pieces:
-                start = piece.offset - self._part((key[0], piece.part)).stored_offset
-                targets.append(buffers[key[0], piece.part][start : start + piece.bytes])
-            if read_straight(self._shards[key[0]], pieces, targets):
-                self._count_exact(key[0], pieces)
-                return
-            examined = examine(self._shards[key[0]], key[1], key[2])
-            self._count(key, examined)
-            slices = piece_slices(unit)
-            for number, target in zip(wanted, targets, strict=True):
+        def targets(shard: int, pieces: Indices) -> list[Bytes]:
+            shard_plan = self._shards[shard].plan
+            parts = shard_plan.table.part[pieces]
+            starts = (shard_plan.table.offset[pieces] - shard_plan.stored_offsets[parts]).tolist()
+            rows = zip(parts.tolist(), starts, shard_plan.table.bytes[pieces].tolist(), strict=True)
+            return [buffers[shard, part][start : start + size] for part, start, size in rows]
+
+        def read(batch: _Batch) -> list[int]:
+            return self._read(*batch, targets(*batch))
+
+        def write(shard: int, piece: int, data: Bytes) -> None:
+            targets(shard, np.array([piece]))[0][:] = data
+
+        self._look(read, self._pieces_of(native), write, jobs, progress)
+        for place in buffers.keys() - native:
+            if buffers[place].size:
+                self._converted_into(*place, 0, buffers[place], jobs)
+
+    def _look(
+        self,
+        read: Callable[[_Batch], list[int]],
+        batches: Sequence[_Batch],
+        write: Callable[[int, int, Bytes], None],
+        jobs: int | None,
+        progress: work.Progress = work.silent,
+    ) -> None:
+        """Look at pieces, batch by batch; then decode the units of those that are damaged, each unit once.
+
+        Args:
+            read: looks at a batch; tells which of its pieces are damaged.
+            write: puts the bytes of a damaged piece of a shard in place, as decoded.
+        """
+        units: dict[_Key, list[int]] = {}
+        for (shard, _), damaged in zip(batches, _each(read, batches, jobs, "load", progress), strict=True):
+            table = self._shards[shard].plan.table
+            for piece in damaged:
+                units.setdefault((shard, int(table.stream[piece]), int(table.unit[piece])), []).append(piece)
+
+        def decode(key: _Key) -> None:
+            examined = self._examine(*key)
+            slices = piece_slices(examined.unit)
+            for piece in units[key]:
+                number = piece - examined.unit.pieces[0].index
                 self._refuse(examined.pieces[number])
                 data = examined.bytes[slices[number]]
                 if self._on_error == "null" and examined.lost_bits is not None:
-                    part = self._part((key[0], unit.pieces[number].part))
-                    data = null_elements(part, unit.pieces[number], data, examined.lost_bits[slices[number]])
-                target[:] = data
+                    place = examined.unit.pieces[number]
+                    lost = examined.lost_bits[slices[number]]
+                    data = null_elements(self._part((key[0], place.part)), place, data, lost)
+                write(key[0], piece, data)
 
-        for _ in work.run(fill, units, jobs=jobs, step="load", total=len(units), progress=progress):
-            pass
-        for place, buffer in buffers.items():
-            if place not in native and buffer.size:
-                self._converted_into(*place, 0, buffer, jobs)
+        _each(decode, sorted(units), jobs, "decode", progress)
+
+    def views(self, names: Iterable[str], *, jobs: int | None = None) -> dict[str, Bytes]:
+        """Bytes of those tensors that can be used where they lie in the mapped file, checked and corrected there.
+
+        What is written to them is seen in all views of the same tensor, and never reaches the file.
+        """
+        places = {name: self.place(name) for name in names}
+        views = {name: view for name, place in places.items() if (view := self._view(*place)) is not None}
+        self._look(self._check, self._pieces_of(places[name] for name in views), self._correct, jobs)
+        return views
+
+    def view(self, name: str, stretches: Iterable[tuple[int, int]]) -> Bytes | None:
+        """As `views` for one tensor, of which only the pieces that hold these (begin, end) stretches are checked."""
+        shard, index = self.place(name)
+        if (view := self._view(shard, index)) is None:
+            return None
+        pieces: set[int] = set()
+        for begin, end in stretches:
+            pieces.update(self._shards[shard].plan.pieces_of_part(index, begin, end))
+        indices = np.array(sorted(pieces), np.int64)
+        batches = self._batches(shard, indices[~self._settled[shard][indices]])
+        self._look(self._check, batches, self._correct, self._jobs)
+        return view
+
+    def _view(self, shard: int, index: int) -> Bytes | None:
+        """A tensor's place in the map, unchecked; None where its elements cannot be used there."""
+        part, file = self._part((shard, index)), self._shards[shard].file
+        begin = file.payload_position(part.stored_offset)
+        aligned = begin % max(1, part.dtype.word_bits // 8) == 0
+        if part.representation != "native" or begin < 0 or not aligned or sys.byteorder != "little":
+            return None
+        mapped = self._map(shard)
+        return mapped[begin : begin + part.bytes] if begin + part.bytes <= mapped.size else None
+
+    def _map(self, shard: int) -> Bytes:
+        with self._lock:
+            if shard not in self._maps:
+                self._maps[shard] = self._shards[shard].file.map_payload()
+            return self._maps[shard]
+
+    def _check(self, batch: _Batch) -> list[int]:
+        """Compare pieces with their digests where they are mapped, unless that was done; those that are damaged."""
+        shard, settled = batch[0], self._settled[batch[0]]
+        pieces = batch[1][~settled[batch[1]]]
+        one, mapped = self._shards[shard], self._map(shard).data
+        begins = one.plan.table.offset[pieces] + one.file.payload_position(0)
+        ends = begins + one.plan.table.bytes[pieces]
+        differs = [
+            xxhash.xxh3_64_intdigest(mapped[begin:end]) != digest
+            for begin, end, digest in zip(begins.tolist(), ends.tolist(), one.digests.raw[pieces].tolist(), strict=True)
+        ]
+        damaged = self._sort_out(shard, pieces, differs)
+        settled[pieces[~np.array(differs, np.bool_)]] = True
+        return damaged
+
+    def _correct(self, shard: int, piece: int, data: Bytes) -> None:
+        """Write a piece into the map, unless another thread has, and whoever asked for it may have changed it since."""
+        begin = self._shards[shard].file.payload_position(int(self._shards[shard].plan.table.offset[piece]))
+        with self._lock:
+            if not self._settled[shard][piece]:
+                self._maps[shard][begin : begin + data.size] = data
+                self._settled[shard][piece] = True
 
     def _part(self, place: tuple[int, int]) -> Part:
         return self._shards[place[0]].plan.parts[place[1]]
 
 
-def _each(function: Callable[[_Task], None], tasks: Sequence[_Task], jobs: int | None) -> None:
-    """Call `function` on all tasks, on several threads where they are many."""
-    if len(tasks) < _FEW_TASKS or jobs == 1:
-        for task in tasks:
-            function(task)
-        return
-    for _ in work.run(function, tasks, jobs=jobs):
-        pass
+def _each(
+    function: Callable[[_Task], _Result],
+    tasks: Sequence[_Task],
+    jobs: int | None,
+    step: str = "",
+    progress: work.Progress = work.silent,
+) -> list[_Result]:
+    """Results of `function` for all tasks, on several threads where there are several."""
+    jobs = 1 if len(tasks) < 2 else jobs
+    return list(work.run(function, tasks, jobs=jobs, step=step, total=len(tasks), progress=progress))
 
 
 def tensor_file(path: Path | str) -> bool:

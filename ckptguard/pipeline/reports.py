@@ -162,9 +162,11 @@ class Tally:
             self.report.tensors += [rows[i] for i, p in enumerate(shard.plan.parts) if p.kind != plan.HEADER]
             self.report.tensors += [rows[i] for i, p in enumerate(shard.plan.parts) if p.kind == plan.HEADER]
 
-    def add_exact(self, shard: int, part: int) -> None:
-        """Count one piece of a part that was read by itself and is as it was written."""
-        self._tensors[shard][part].pieces += 1
+    def add_exact(self, shard: int, parts: Iterable[int]) -> None:
+        """Count pieces that were read by themselves and are as they were written, by the parts they belong to."""
+        rows = self._tensors[shard]
+        for part in parts:
+            rows[part].pieces += 1
 
     def add(self, shard: int, examined: Examined, counted: Container[int] = ()) -> None:
         """Count one unit; of its pieces only those whose index is not among the `counted`."""

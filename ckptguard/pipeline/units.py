@@ -98,15 +98,6 @@ def runs(unit: Unit) -> Iterator[tuple[int, slice]]:
         yield offset, slice(start, stop)
 
 
-def read_straight(shard: Shard, pieces: Sequence[Piece], targets: Sequence[Bytes]) -> bool:
-    """Read pieces into arrays of their sizes, without decoding; whether every byte is as it was written."""
-    _read_runs(shard, pieces, targets)
-    return all(
-        xxhash.xxh3_64_intdigest(target.data) == int(shard.digests.raw[piece.index])
-        for piece, target in zip(pieces, targets, strict=True)
-    )
-
-
 def _read_runs(shard: Shard, pieces: Sequence[Piece], targets: Sequence[Bytes]) -> None:
     """Read pieces into arrays of their sizes; neighbours in the payload are read together."""
     start = 0

@@ -6,6 +6,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,10 +28,11 @@ from ckptguard.evaluate.frameworks import (
 )
 from ckptguard.pipeline.reader import Reader
 from ckptguard.pipeline.shard import Shard, open_set
-from ckptguard.plan import Part
-from ckptguard.serving.indexing import basic_axes, select
+from ckptguard.plan import TENSOR, Part
+from ckptguard.serving.indexing import basic_axes, select, stretches
 
-BACKENDS = ("mmap", "pread")
+BACKENDS = ("pread", "mmap")
+DEFAULT_BACKEND = "pread"
 
 Filename = str | os.PathLike[str]
 TakeReport = Callable[[dict[str, Any]], object]
@@ -42,10 +44,15 @@ class LoadError(CheckpointError, SafetensorError):
 
 
 class Opened:
-    """An open container and its reader; the files are closed when nothing refers to it any more."""
+    """An open container and its reader; the files are closed when nothing refers to it any more.
 
-    def __init__(self, filename: Filename, on_error: str, jobs: int | None) -> None:
+    Attributes:
+        mapped: tensors are views of the mapped file where that can be; otherwise each gets a buffer of its own.
+    """
+
+    def __init__(self, filename: Filename, on_error: str, jobs: int | None, mapped: bool) -> None:
         path = Path(filename)
+        self.mapped = mapped
         with contextlib.ExitStack() as stack:
             self.shards = _open(path, stack)
             self.reader = Reader(self.shards, on_error, jobs=jobs)
@@ -63,13 +70,13 @@ class Opened:
         files: dict[str, int] = {}
         places = []
         for shard in self.shards:
-            for source in shard.plan.sources:
-                files.setdefault(source.name, len(files))
-        for name, part in self.parts.items():
-            number, _ = self.reader.place(name)
-            source = self.shards[number].plan.sources[part.source]
-            places.append((files[source.name], part.offset, part.offset + part.bytes, name))
-        return [name for *_, name in sorted(places, key=lambda place: place[:3])]
+            numbers = [files.setdefault(source.name, len(files)) for source in shard.plan.sources]
+            places += [
+                (numbers[part.source], part.offset, part.offset + part.bytes, part.name)
+                for part in shard.plan.parts
+                if part.kind == TENSOR
+            ]
+        return [place[3] for place in sorted(places, key=itemgetter(0, 1, 2))]
 
     def metadata(self) -> dict[str, str] | None:
         """The free text of the headers; where files of a sharded checkpoint differ, the first one's entry."""
@@ -120,8 +127,27 @@ class TensorSlice:
         """The dtype, as in the header: `F32`, `BF16`, ..."""
         return self._part.dtype.name
 
+    @property
+    def shape(self) -> Any:
+        """The shape, as the whole tensor would have it: `torch.Size`, or a tuple."""
+        shape = tensor_shape(self._framework, self._part.dtype, self._part.shape)
+        return shape if self._framework == "numpy" else import_torch().Size(shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype, as the whole tensor would have it: torch's or numpy's."""
+        return numpy_dtype(self._part.dtype) if self._framework == "numpy" else torch_dtype(self._part.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """How many dimensions."""
+        return len(self._part.shape)
+
     def __getitem__(self, index: Any) -> Any:
-        """The selected elements, as a fresh tensor. Raises what the framework raises for a wrong index."""
+        """The selected elements; of a mapped file a view, where the framework gives views, otherwise a fresh tensor.
+
+        Raises what the framework raises for a wrong index.
+        """
         part = self._part
         stand_in = _stand_in(self._framework, part)
         shape = tuple(int(size) for size in stand_in[index].shape)
@@ -130,13 +156,19 @@ class TensorSlice:
         held = tensor_shape(self._framework, part.dtype, part.shape)
         axes = basic_axes(index, held)
         if axes is None:
-            whole = read_tensor(self._opened.reader, self._name, part, self._framework, "cpu")[index]
+            whole = read_tensor(self._opened, self._name, self._framework, "cpu")[index]
             return whole if str(self._device) == "cpu" else whole.to(self._device)
+        itemsize = max(1, part.dtype.bits // 8)
+        if self._opened.mapped:
+            view = self._opened.reader.view(self._name, stretches(axes, itemsize))
+            if view is not None:
+                chosen = tensor_from_bytes(self._framework, part.dtype, part.shape, view)[index]
+                return np.asarray(chosen) if self._framework == "numpy" else chosen.to(self._device)
 
         def read_into(begin: int, out: Bytes) -> None:
             self._opened.reader.read_into(self._name, begin, out)
 
-        data = select(axes, max(1, part.dtype.bits // 8), read_into)
+        data = select(axes, itemsize, read_into)
         tensor = tensor_from_bytes(self._framework, part.dtype, (data.size * 8 // part.dtype.bits,), data, self._device)
         return tensor.reshape(shape)
 
@@ -155,32 +187,32 @@ def _is_meta(device: Any) -> bool:
     return str(device) == "meta"
 
 
-def read_tensor(reader: Reader, name: str, part: Part, framework: str, device: Any) -> Any:
+def read_tensor(opened: Opened, name: str, framework: str, device: Any) -> Any:
     """A whole tensor of the framework, on its device; nothing is read for the device `meta`."""
+    part = opened.parts[name]
     if _is_meta(device):
         shape = tensor_shape(framework, part.dtype, part.shape)
         return import_torch().empty(shape, dtype=torch_dtype(part.dtype), device="meta")
-    return tensor_from_bytes(framework, part.dtype, part.shape, reader.elements(name, 0, part.bytes), device)
+    data = opened.reader.view(name, [(0, part.bytes)]) if opened.mapped else None
+    if data is None:
+        data = opened.reader.elements(name, 0, part.bytes)
+    return tensor_from_bytes(framework, part.dtype, part.shape, data, device)
 
 
-def read_tensors(
-    reader: Reader, names: Iterable[str], parts: dict[str, Part], framework: str, device: Any, jobs: int | None
-) -> dict[str, Any]:
-    """Whole tensors, in the order of `names`, read on several threads; each has its own memory, filled once."""
-    names = list(names)
-    for name in names:
-        check_dtype(framework, parts[name])
+def read_tensors(opened: Opened, names: Sequence[str], framework: str, device: Any, jobs: int | None) -> dict[str, Any]:
+    """Whole tensors, in the order of `names`, read on several threads; views of the map or memory of their own."""
     if _is_meta(device):
-        return {name: read_tensor(reader, name, parts[name], framework, device) for name in names}
-    buffers: dict[str, Bytes] = {}
+        return {name: read_tensor(opened, name, framework, device) for name in names}
+    held = opened.reader.views(names, jobs=jobs) if opened.mapped else {}
 
     def allocate(part: Part) -> Bytes:
-        return buffers.setdefault(part.name, np.empty(part.bytes, np.uint8))
+        return held.setdefault(part.name, np.empty(part.bytes, np.uint8))
 
-    reader.load(allocate, names=names, jobs=jobs)
+    opened.reader.load(allocate, names=[name for name in names if name not in held], jobs=jobs)
+    parts = opened.parts
     return {
-        name: tensor_from_bytes(framework, parts[name].dtype, parts[name].shape, buffers.pop(name), device)
-        for name in names
+        name: tensor_from_bytes(framework, parts[name].dtype, parts[name].shape, held.pop(name), device)
+        for name in dict.fromkeys(names)
     }
 
 
@@ -195,7 +227,7 @@ def check_dtype(framework: str, part: Part) -> None:
 def check_request(framework: str, device: Any, backend: str) -> tuple[str, Any]:
     """(framework, device) as used here. Raises UsageError for what there is not, MissingExtraError without torch."""
     if backend not in BACKENDS:
-        raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)} (both read the same way)")
+        raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     framework = framework_name(framework)
     if framework == "numpy":
         if device not in ("cpu", None):
@@ -215,7 +247,9 @@ class safe_open:  # noqa: N801 - the name it has in safetensors
         filename: a container (a file or a folder of shards), or a safetensors file with its sidecar beside it.
         framework: `pt` or `np`.
         device: for torch; on `meta` nothing is read.
-        backend: taken for the sake of callers of safetensors, `mmap` or `pread`; both read the same way.
+        backend: `pread` reads every tensor into memory of its own; what was checked there stays as it was checked.
+            `mmap` maps the file privately, checks and corrects it in place, and gives views of the map without a copy
+            (see docs/loading.md for what that trades).
         on_error: where protected bits are lost, in what is read: `raise` UncorrectableError, keep the bits as read
             (`raw`), or set the elements to zero (`null`).
         report: called at the end of the `with` block with the record of what was found in all that was read.
@@ -231,7 +265,7 @@ class safe_open:  # noqa: N801 - the name it has in safetensors
         framework: str,
         device: Any = "cpu",
         *,
-        backend: str = "mmap",
+        backend: str = DEFAULT_BACKEND,
         on_error: str = "raise",
         report: TakeReport | None = None,
         jobs: int | None = None,
@@ -239,7 +273,7 @@ class safe_open:  # noqa: N801 - the name it has in safetensors
         self._framework, self._device = check_request(framework, device, backend)
         self._report = report
         self._jobs = jobs
-        self._opened: Opened | None = Opened(filename, on_error, jobs)
+        self._opened: Opened | None = Opened(filename, on_error, jobs, mapped=backend == "mmap")
 
     def __enter__(self) -> safe_open:
         return self
@@ -268,16 +302,20 @@ class safe_open:  # noqa: N801 - the name it has in safetensors
         return self._open().metadata()
 
     def get_tensor(self, name: str) -> Any:
-        """A whole tensor, in memory of its own."""
-        opened = self._open()
-        return read_tensor(opened.reader, name, self._part(name), self._framework, self._device)
+        """A whole tensor."""
+        self._part(name)
+        return read_tensor(self._open(), name, self._framework, self._device)
 
     def get_tensors(self, names: Iterable[str] | None = None) -> dict[str, Any]:
         """The tensors of these names (default: all, in the order of their data), read on several threads."""
         opened = self._open()
         names = opened.offset_names() if names is None else list(names)
-        parts = {name: self._part(name) for name in names}
-        return read_tensors(opened.reader, names, parts, self._framework, self._device, self._jobs)
+        if not opened.parts.keys() >= set(names):
+            for name in names:
+                self._part(name)
+        for part in {opened.parts[name].dtype.name: opened.parts[name] for name in names}.values():
+            check_dtype(self._framework, part)
+        return read_tensors(opened, names, self._framework, self._device, self._jobs)
 
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor to be read by indexing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,3 +125,17 @@ def _gather(axes: list[Axis], base: int, itemsize: int, read_into: ReadInto, out
         [axis.step * axis.stride * itemsize for axis in axes],
     )
     out.view(kind).reshape(picked.shape)[...] = picked
+
+
+def stretches(axes: list[Axis], itemsize: int, base: int = 0) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the bytes that hold the selected elements; what is skipped is left out where it is long."""
+    if not all(axis.count for axis in axes):
+        return
+    first, rest = axes[:1], axes[1:]
+    width = sum(axis.high - axis.low for axis in rest) + 1
+    if first and (first[0].count == 1 or (abs(first[0].step) * first[0].stride - width) * itemsize >= SKIPPED_BYTES):
+        for place in range(first[0].count):
+            start = (first[0].start + place * first[0].step) * first[0].stride
+            yield from stretches(rest, itemsize, base + start)
+        return
+    yield (base + sum(a.low for a in axes)) * itemsize, (base + sum(a.high for a in axes) + 1) * itemsize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptguard.serving.handle import Filename, TakeReport, safe_open
+from ckptguard.serving.handle import DEFAULT_BACKEND, Filename, TakeReport, safe_open
 
 
 def load_file(
@@ -12,7 +12,7 @@ def load_file(
     device: Any = "cpu",
     *,
     framework: str = "pt",
-    backend: str = "mmap",
+    backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
     report: TakeReport | None = None,
     jobs: int | None = None,
