@@ -8,9 +8,13 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ckptguard.errors import CheckpointError, CkptGuardError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @contextlib.contextmanager
@@ -77,14 +81,28 @@ def read_exactly(file: BinaryIO, offset: int, size: int, error: type[CkptGuardEr
     while missing > 0:
         part = _read_some(file, offset + size - missing, missing)
         if not part:
-            name = getattr(file, "name", "the file")
-            raise error(
-                f"{name}: ends at byte {offset + size - missing}, {missing} bytes before the end of what was expected "
-                f"({size} bytes from byte {offset} on); the file is truncated, get it again or from a backup"
-            )
+            raise error(_truncated(file, offset, size, missing))
         parts.append(part)
         missing -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_exactly_into(file: BinaryIO, offset: int, target: npt.NDArray[np.uint8]) -> None:
+    """Fill a contiguous array from `offset` of a file of the system on; raises CheckpointError as `read_exactly`."""
+    view = target.data
+    while view:
+        count = os.preadv(file.fileno(), [view], offset + target.size - len(view))
+        if not count:
+            raise CheckpointError(_truncated(file, offset, target.size, len(view)))
+        view = view[count:]
+
+
+def _truncated(file: BinaryIO, offset: int, size: int, missing: int) -> str:
+    name = getattr(file, "name", "the file")
+    return (
+        f"{name}: ends at byte {offset + size - missing}, {missing} bytes before the end of what was expected "
+        f"({size} bytes from byte {offset} on); the file is truncated, get it again or from a backup"
+    )
 
 
 def _read_some(file: BinaryIO, offset: int, size: int) -> bytes:

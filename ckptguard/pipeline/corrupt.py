@@ -18,7 +18,7 @@ from ckptguard.container.armour import CODEWORD_BYTES
 from ckptguard.container.shard_file import SUFFIX, write_at
 from ckptguard.devices import Device
 from ckptguard.errors import UsageError
-from ckptguard.files import atomic_folder, atomic_writer, read_exactly, refuse_overlap
+from ckptguard.files import atomic_folder, atomic_writer, read_exactly_into, refuse_overlap
 from ckptguard.pipeline import work
 from ckptguard.pipeline.shard import Shard, open_set
 
@@ -188,31 +188,30 @@ def _corrupt_file(
     one: _Stored, target: int, channel: Channel, row: FileFlips, jobs: int | None, progress: work.Progress
 ) -> None:
     """Copy a file through a channel, 1 MiB at a time, and count what changed."""
-    sizes = np.array([size for _, size in one.regions], np.int64)
-    ends = np.cumsum(sizes)
-    counts = np.zeros((len(sizes) + 1, 2), np.int64)
     key = NoiseKey(row.seed, one.shard_key)
     with one.path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
+        known = np.cumsum([length for _, length in one.regions], dtype=np.int64)
+        ends = np.append(known, max(size, known[-1]))  # what is foreign counts for the file alone
+        counts = np.zeros((len(ends), 2), np.int64)
         step = _TASK_BLOCKS * BLOCK_BYTES
 
-        def task(offset: int) -> tuple[npt.NDArray[np.int64], Bytes, Bytes]:
-            before = np.frombuffer(read_exactly(file, offset, min(step, size - offset)), np.uint8)
-            after = before.copy()
-            channel.corrupt(after, offset // BLOCK_BYTES, key)
-            write_at(target, offset, after)
-            where = np.flatnonzero(before != after)
-            return where + offset, before[where], after[where]
+        def task(offset: int) -> _Changes:
+            length = min(step, size - offset)
+            before, after = np.zeros((2, -(-length // 8)), np.uint64)
+            read_exactly_into(file, offset, before.view(np.uint8)[:length])
+            after[:] = before
+            stored = after.view(np.uint8)[:length]
+            channel.corrupt(stored, offset // BLOCK_BYTES, key)
+            write_at(target, offset, stored)
+            return _changes(offset, before, after, ends, positions=len(row.positions) < MAX_POSITIONS)
 
         offsets = range(0, size, step)
-        total = len(offsets)
-        for where, before, after in work.run(
-            task, offsets, jobs=jobs, step=f"corrupt {one.name}", total=total, progress=progress
+        for found in work.run(
+            task, offsets, jobs=jobs, step=f"corrupt {one.name}", total=len(offsets), progress=progress
         ):
-            regions = np.searchsorted(ends, where, "right")
-            for column, flips in enumerate((after & ~before, before & ~after)):
-                counts[:, column] += np.bincount(regions, np.bitwise_count(flips), len(counts)).astype(np.int64)
-            _note_positions(row, where, before ^ after)
+            counts[found.region : found.region + len(found.counts)] += found.counts
+            _note_positions(row, found)
     row.bits = 8 * size
     row.rises, row.falls = (int(total) for total in counts.sum(axis=0))
     row.regions = [
@@ -222,11 +221,48 @@ def _corrupt_file(
     ]
 
 
-def _note_positions(row: FileFlips, where: npt.NDArray[np.int64], difference: Bytes) -> None:
+@dataclass(frozen=True)
+class _Changes:
+    """What changed in a stretch of a file.
+
+    Attributes:
+        region: the first that it reaches into.
+        counts: (regions, 2) bits that rose and that fell, in this region and the following.
+        positions, bits: the bytes that changed and the bits in which they did; empty where nobody asks any more.
+    """
+
+    region: int
+    counts: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    bits: Bytes
+
+
+def _changes(
+    offset: int,
+    before: npt.NDArray[np.uint64],
+    after: npt.NDArray[np.uint64],
+    ends: npt.NDArray[np.int64],
+    *,
+    positions: bool,
+) -> _Changes:
+    """Compare a stretch of a file that starts at `offset`, in regions with these `ends`."""
+    from ckptguard.kernels import differences
+
+    last = offset + before.nbytes
+    region, stop = int(np.searchsorted(ends, offset, "right")), int(np.searchsorted(ends, last, "left")) + 1
+    bounds = np.concatenate([[offset], np.minimum(ends[region:stop], last)]) - offset
+    counts = np.zeros((len(bounds) - 1, 2), np.int64)
+    differences.count_changes(before.astype("<u8", copy=False), after.astype("<u8", copy=False), bounds, counts)
+    bits = before.view(np.uint8) ^ after.view(np.uint8) if positions else np.zeros(0, np.uint8)
+    where = np.flatnonzero(bits)
+    return _Changes(region, counts, where + offset, bits[where])
+
+
+def _note_positions(row: FileFlips, found: _Changes) -> None:
     if len(row.positions) == MAX_POSITIONS:
-        row.truncated = row.truncated or len(where) > 0
+        row.truncated = row.truncated or bool(found.counts.any())
         return
-    for position, bits in zip(where.tolist(), difference.tolist(), strict=True):
+    for position, bits in zip(found.positions.tolist(), found.bits.tolist(), strict=True):
         for bit in range(8):
             if bits >> bit & 1:
                 if len(row.positions) == MAX_POSITIONS:

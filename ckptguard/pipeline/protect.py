@@ -24,12 +24,12 @@ from ckptguard.container.superblock import Superblock
 from ckptguard.devices import Device, DeviceMap
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import CheckpointError, UsageError
-from ckptguard.files import atomic_folder, atomic_writer, read_exactly, refuse_overlap
+from ckptguard.files import atomic_folder, atomic_writer, read_exactly, read_exactly_into, refuse_overlap
 from ckptguard.masks import MaskSet, TensorMask
 from ckptguard.pipeline import work
 from ckptguard.pipeline.inputs import is_torch_file, open_checkpoint
 from ckptguard.pipeline.shard import Digests, make_info, pack_metadata
-from ckptguard.pipeline.units import gather_words, protected_digests, raw_digests, read_pieces
+from ckptguard.pipeline.units import gather_words, protected_digests, raw_digests, runs, unit_bytes
 from ckptguard.plan import FILES_CODE, Part, ShardPlan, Source, lay_out
 from ckptguard.representations.base import Losses
 
@@ -359,20 +359,22 @@ def _write_shard(
                 if part.representation != "native":
                     losses[index] = loss
 
-        def read_payload(offset: int, size: int) -> Bytes:
-            if job.is_image or shard.beside:
-                return np.frombuffer(read_exactly(sources[0], offset, size), np.uint8)
-            return writer.read_payload(offset, size)
+        whole = sources[0] if job.is_image or shard.beside else None
+
+        def read(offset: int, target: Bytes) -> None:
+            if whole is not None:
+                read_exactly_into(whole, offset, target)
+            else:
+                target[:] = writer.read_payload(offset, target.size)
 
         def encode(place: tuple[int, int]) -> None:
             unit = shard.unit(*place)
             stream = shard.streams[unit.stream]
-            data = read_pieces(read_payload, unit)
-            if job.is_image and not shard.beside:
-                start = 0
-                for piece in unit.pieces:
-                    writer.write_payload(piece.offset, data[start : start + piece.bytes])
-                    start += piece.bytes
+            data = np.empty(unit_bytes(unit), np.uint8)
+            for offset, where in runs(unit):
+                read(offset, data[where])
+                if whole is not None and not shard.beside:
+                    writer.write_payload(offset, data[where])
             words: Words = gather_words(unit, data)
             first = unit.pieces[0].index
             here = slice(first, first + len(unit.pieces))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -17,7 +17,6 @@ from ckptguard.plan import Part, Piece, ShardPlan, Unit
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
-ReadPayload = Callable[[int, int], Bytes]
 
 
 class State(IntEnum):
@@ -85,21 +84,18 @@ class Examined:
     lost_bits: Bytes | None
 
 
-def read_pieces(read_payload: ReadPayload, unit: Unit) -> Bytes:
-    """Stored bytes of all pieces of a unit, one after the other; neighbours are read together."""
-    data = np.empty(sum(piece.bytes for piece in unit.pieces), np.uint8)
-    filled = 0
-    run_offset = run_bytes = 0
-    for piece in (*unit.pieces, None):
-        if piece is not None and run_bytes and piece.offset == run_offset + run_bytes:
-            run_bytes += piece.bytes
-            continue
-        if run_bytes:
-            data[filled : filled + run_bytes] = read_payload(run_offset, run_bytes)
-            filled += run_bytes
-        if piece is not None:
-            run_offset, run_bytes = piece.offset, piece.bytes
-    return data
+def runs(unit: Unit) -> Iterator[tuple[int, slice]]:
+    """(offset in the payload, place in the unit's bytes) of every run of pieces that are neighbours in both."""
+    start = stop = offset = 0
+    for piece in unit.pieces:
+        if start < stop and piece.offset != offset + stop - start:
+            yield offset, slice(start, stop)
+            start = stop
+        if start == stop:
+            offset = piece.offset
+        stop += piece.bytes
+    if start < stop:
+        yield offset, slice(start, stop)
 
 
 def _read_runs(shard: Shard, pieces: Sequence[Piece], targets: Sequence[Bytes]) -> None:
@@ -114,12 +110,24 @@ def _read_runs(shard: Shard, pieces: Sequence[Piece], targets: Sequence[Bytes]) 
 
 def piece_slices(unit: Unit) -> list[slice]:
     """Where each piece lies in the unit's bytes."""
-    starts = np.cumsum([0, *(piece.bytes for piece in unit.pieces)])
-    return [slice(int(a), int(b)) for a, b in itertools.pairwise(starts)]
+    starts = itertools.accumulate((piece.bytes for piece in unit.pieces), initial=0)
+    return [slice(a, b) for a, b in itertools.pairwise(starts)]
+
+
+def unit_bytes(unit: Unit) -> int:
+    """Stored bytes of all its pieces."""
+    return sum(piece.bytes for piece in unit.pieces)
+
+
+def _bytes_are_words(unit: Unit) -> bool:
+    """Whether a unit's bytes, piece after piece, are its words as they stand."""
+    return unit_bytes(unit) == 8 * unit.words and all(piece.positions is None for piece in unit.pieces)
 
 
 def gather_words(unit: Unit, data: Bytes) -> Words:
-    """(unit.words,) uint64 stream words of the unit; a fresh array."""
+    """(unit.words,) uint64 stream words of the unit; a view where its bytes are its words, else a fresh array."""
+    if _bytes_are_words(unit):
+        return data.view("<u8").astype(np.uint64, copy=False)
     words = np.zeros(unit.words, "<u8")
     for piece, where in zip(unit.pieces, piece_slices(unit), strict=True):
         target = words[piece.first_word : piece.first_word + piece.words]
@@ -141,6 +149,15 @@ def scatter_words(unit: Unit, words: Words, data: Bytes) -> None:
             padded = _padded_words(data[where])
             padded[piece.positions] = source
             data[where] = padded.view(np.uint8)[: piece.bytes]
+
+
+def with_words(unit: Unit, words: Words, data: Bytes) -> Bytes:
+    """The unit's bytes with stream words put back: those of the words where they are all there is, else a copy."""
+    if _bytes_are_words(unit):
+        return words.astype("<u8", copy=False).view(np.uint8)
+    result = data.copy()
+    scatter_words(unit, words, result)
+    return result
 
 
 def _padded_words(data: Bytes) -> Words:
@@ -169,9 +186,9 @@ def examine(shard: Shard, stream_index: int, unit_index: int, *, parity: bool = 
         parity: look at the unit's parity even where the message needs none of it.
     """
     unit = shard.plan.unit(stream_index, unit_index)
-    slices = piece_slices(unit)
-    data = np.empty(slices[-1].stop, np.uint8)
-    _read_runs(shard, unit.pieces, [data[where] for where in slices])
+    data = np.empty(unit_bytes(unit), np.uint8)
+    for offset, where in runs(unit):
+        shard.file.read_payload_into(offset, [data[where]])
     restored = _replace_headers(shard.plan, unit, data)
     first = unit.pieces[0].index
     indices = slice(first, first + len(unit.pieces))
@@ -211,7 +228,7 @@ def _without_decoding(
     stored, damaged = None, False
     if parity and unit.layout.parity_bytes:
         stored = shard.file.read_parity(unit.parity_offset, unit.layout.parity_bytes)
-        damaged = xxhash.xxh3_64_intdigest(stored.data) != int(shard.digests.parity[unit.parity_digest])
+        damaged = not _parity_is_exact(shard, unit, stored)
         if damaged:
             stream = shard.plan.streams[unit.stream]
             stored = stream.code.encode(gather_words(unit, data), stream.mask)
@@ -219,46 +236,49 @@ def _without_decoding(
     return Examined(unit, outcomes, data, data, stored, damaged, False, unit.layout.codewords, none, None)
 
 
+def _parity_is_exact(shard: Shard, unit: Unit, parity: Bytes) -> bool:
+    """Whether the parity of a unit, if it has some, is as it was written."""
+    return unit.parity_digest < 0 or xxhash.xxh3_64_intdigest(parity.data) == int(
+        shard.digests.parity[unit.parity_digest]
+    )
+
+
 def _decode(
     shard: Shard, unit: Unit, data: Bytes, words: Words, found: list[State], indices: slice, parity: bool
 ) -> Examined:
+    from ckptguard.kernels import differences
+
     stream = shard.plan.streams[unit.stream]
     stored = shard.file.read_parity(unit.parity_offset, unit.layout.parity_bytes)
-    damaged = unit.parity_digest >= 0 and xxhash.xxh3_64_intdigest(stored.data) != int(
-        shard.digests.parity[unit.parity_digest]
-    )
-    before = words.copy()
+    damaged = not _parity_is_exact(shard, unit, stored)
+    before, words = words, words.copy()
     flips = stream.code.decode(words, stream.mask, stored).flips
     for piece, state in zip(unit.pieces, found, strict=True):
         if state != State.LOST:  # what a digest has proved, no wrong codeword shall spoil
             known = slice(piece.first_word, piece.first_word + piece.words)
             words[known] = before[known]
-    fixed = data.copy()
-    scatter_words(unit, words, fixed)
+    fixed = with_words(unit, words, data)
     exact = raw_digests(unit, fixed) == shard.digests.raw[indices]
     intact = protected_digests(unit, words, stream.mask) == shard.digests.protected[indices]
-    if parity and intact.all() and unit.layout.parity_bytes:
+    if parity and intact.all() and not _parity_is_exact(shard, unit, stored):
         stored = stream.code.encode(words, stream.mask)
-    changed = np.bitwise_count(before ^ words)
     lost_bits, failed = None, flips < 0
     if failed.any():
-        lost_bits = np.zeros_like(data)
-        scatter_words(unit, stream.code.cover(failed, unit.words, stream.mask), lost_bits)
+        lost_bits = with_words(unit, stream.code.cover(failed, unit.words, stream.mask), np.zeros_like(data))
         for where, proven in zip(piece_slices(unit), intact, strict=True):
             if proven:  # the codeword failed, but not for what it holds of this piece
                 lost_bits[where] = 0
     outcomes = []
     for place, (piece, where) in enumerate(zip(unit.pieces, piece_slices(unit), strict=True)):
         state = State.EXACT if exact[place] else State.PROTECTED if intact[place] else State.LOST
-        corrected = int(changed[piece.first_word : piece.first_word + piece.words].sum())
+        own = slice(piece.first_word, piece.first_word + piece.words)
+        corrected = differences.count_differences(before[own], words[own])
         affected = 0
         if lost_bits is not None:
             affected = int(touched_elements(shard.plan.parts[piece.part], piece, lost_bits[where]).sum())
         given_up = int(failed.sum()) if affected else 0
         outcomes.append(PieceOutcome(piece.part, found[place], state, corrected, given_up, affected))
-    return Examined(
-        unit, tuple(outcomes), fixed, data, stored, bool(damaged), True, unit.layout.codewords, flips, lost_bits
-    )
+    return Examined(unit, tuple(outcomes), fixed, data, stored, damaged, True, unit.layout.codewords, flips, lost_bits)
 
 
 def touched_elements(part: Part, piece: Piece, bits: Bytes) -> npt.NDArray[np.bool_]:
