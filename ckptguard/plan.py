@@ -10,10 +10,11 @@ digests and of reports.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate, chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -591,56 +592,79 @@ def _from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: 
     return ShardPlan(name, device, sources, tuple(parts), tuple(streams), offset, parity, beside)
 
 
+_TEXTS = ("kind", "name", "dtype", "representation", "mask", "code")
+_COUNTS = ("source", "offset", "bytes", "stored")
+
+
 def _parts(items: Any, sources: Sequence[Source]) -> list[Part]:
     """The parts of a shard, each held against the header of its source; column by column, since they may be many."""
-    texts = {key: [item[key] for item in items] for key in ("kind", "name", "dtype", "representation", "mask", "code")}
-    for column in texts.values():
-        for value in set(column):
+    keys = (*_TEXTS, *_COUNTS, "shape")
+    rows = list(map(itemgetter(*keys), items))
+    if not rows:
+        return []
+    columns = dict(zip(keys, zip(*rows, strict=True), strict=True))
+    for key in _TEXTS:
+        for value in set(columns[key]):
             _text(value)
-    counts = {key: _counts([item[key] for item in items]) for key in ("source", "offset", "bytes", "stored")}
-    shapes = [tuple(item["shape"]) for item in items]
-    _counts(list(chain.from_iterable(shapes)))
-    parts = list(
-        map(
-            Part,
-            counts["source"],
-            texts["kind"],
-            texts["name"],
-            [DTYPES[name] for name in texts["dtype"]],
-            shapes,
-            counts["offset"],
-            counts["bytes"],
-            accumulate(counts["stored"], initial=0),
-            counts["stored"],
-            texts["representation"],
-            texts["mask"],
-            texts["code"],
-        )
+    for key in _COUNTS:
+        _check_counts(columns[key])
+    shapes = list(map(tuple, columns["shape"]))
+    _check_counts(list(chain.from_iterable(shapes)))
+    dtypes = [DTYPES[name] for name in columns["dtype"]]
+    parts = _make_parts(
+        columns["source"],
+        columns["kind"],
+        columns["name"],
+        dtypes,
+        shapes,
+        columns["offset"],
+        columns["bytes"],
+        accumulate(columns["stored"], initial=0),
+        columns["stored"],
+        columns["representation"],
+        columns["mask"],
+        columns["code"],
     )
-    tensors = [_tensors_of(source) for source in sources]
-    begins = [len(source.header) for source in sources]
-    for part in parts:
-        begin = part.offset - begins[part.source]
-        spelled = (part.dtype, part.shape, begin, begin + part.bytes)
-        if part.kind != TENSOR:
-            _check_place(part, sources[part.source])
-        elif tensors[part.source].pop(part.name, None) != spelled:  # what is left was not seen yet
-            raise ValueError(f"{reprlib.repr(part.name)} is not a tensor as the header of its source has it")
-    like: dict[tuple[str, ...], Part] = {}
-    for part, *coding in zip(parts, *(texts[key] for key in ("dtype", "representation", "mask", "code")), strict=True):
-        if part is like.setdefault(tuple(coding), part):
-            _check_coding(part)
-        if part.representation != "native" or part.stored_bytes != part.bytes:
+    _check_places(parts, sources)
+    codings = zip(*(columns[key] for key in ("dtype", "representation", "mask", "code")), strict=True)
+    for part in dict(zip(codings, parts, strict=True)).values():
+        _check_coding(part)
+    if set(columns["representation"]) != {"native"} or columns["stored"] != columns["bytes"]:
+        for part in parts:
             _check_stored(part)
     return parts
 
 
-def _counts(values: list[Any]) -> list[int]:
-    """The values, none of which `_count` refuses."""
+def _make_parts(*columns: Iterable[Any]) -> list[Part]:
+    """Parts from their fields' columns; the generated constructor of a frozen class takes twice as long."""
+    names = [one.name for one in fields(Part)]
+    parts = []
+    for row in zip(*columns, strict=False):
+        part = object.__new__(Part)
+        part.__dict__.update(zip(names, row, strict=True))
+        parts.append(part)
+    return parts
+
+
+def _check_places(parts: Sequence[Part], sources: Sequence[Source]) -> None:
+    """What parts say of their places must be what the headers say, and no tensor may be there twice."""
+    tensors = [_tensors_of(source) for source in sources]
+    begins = [len(source.header) for source in sources]
+    for part in parts:
+        if part.kind == TENSOR:
+            begin = part.offset - begins[part.source]
+            spelled = (part.dtype, part.shape, begin, begin + part.bytes)
+            if tensors[part.source].pop(part.name, None) != spelled:
+                raise ValueError(f"{reprlib.repr(part.name)} is not a tensor as the header of its source has it")
+        else:
+            _check_whole(part, sources[part.source])
+
+
+def _check_counts(values: Sequence[Any]) -> None:
+    """Raise ValueError where `_count` would, for any of the values."""
     if set(map(type, values)) - {int} or min(values, default=0) < 0 or max(values, default=0) >= 1 << 62:
         for value in values:
             _count(value)
-    return values
 
 
 def _count(value: Any) -> int:
@@ -706,7 +730,7 @@ def _tensors_of(source: Source) -> dict[str, Spelled]:
     return tensors_of(source.header[8:], source.bytes - len(source.header), where=reprlib.repr(source.name))
 
 
-def _check_place(part: Part, source: Source) -> None:
+def _check_whole(part: Part, source: Source) -> None:
     """A part that is no tensor must be a whole header or a whole file."""
     whole = {HEADER: len(source.header), FILE: source.bytes}
     if part.kind not in whole or (part.kind == HEADER) != bool(source.header):
