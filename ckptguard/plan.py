@@ -9,19 +9,21 @@ digests and of reports.
 
 from __future__ import annotations
 
+import math
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ckptguard import codes, representations
-from ckptguard.checkpoint.safetensors import Spelled, tensors_of
+from ckptguard.checkpoint.safetensors import Spelled, spells, tensors_of
 from ckptguard.codes.base import TILE_WORDS, Code, UnitLayout
+from ckptguard.container.parts import PartColumns, check_counts, check_text
 from ckptguard.dtypes import DTYPES, DType
 from ckptguard.errors import CkptGuardError, ContainerError, SpecError
 from ckptguard.representations.base import Representation, Selection
@@ -572,11 +574,14 @@ def from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: i
 
 def _from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: int, beside: bool) -> ShardPlan:
     sources = tuple(
-        Source(_text(item["name"]), _count(item["bytes"]), header)
-        for item, header in zip(record["sources"], headers, strict=True)
+        Source(item["name"], item["bytes"], header) for item, header in zip(record["sources"], headers, strict=True)
     )
+    check_counts([source.bytes for source in sources])
+    for source in sources:
+        check_text(source.name)
     check_source_names([source.name for source in sources])
-    parts = _parts(record["parts"], sources)
+    columns = record["parts"]
+    parts = _parts(columns if isinstance(columns, PartColumns) else PartColumns.of(columns), sources)
     offset = parts[-1].stored_offset + parts[-1].stored_bytes if parts else 0
     if offset != payload_bytes:
         raise ValueError(f"the parts fill {offset} bytes, the payload has {payload_bytes}")
@@ -591,70 +596,88 @@ def _from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: 
     return ShardPlan(name, device, sources, tuple(parts), tuple(streams), offset, parity, beside)
 
 
-def _parts(items: Any, sources: Sequence[Source]) -> list[Part]:
+def _parts(columns: PartColumns, sources: Sequence[Source]) -> list[Part]:
     """The parts of a shard, each held against the header of its source; column by column, since they may be many."""
-    texts = {key: [item[key] for item in items] for key in ("kind", "name", "dtype", "representation", "mask", "code")}
-    for column in texts.values():
-        for value in set(column):
-            _text(value)
-    counts = {key: _counts([item[key] for item in items]) for key in ("source", "offset", "bytes", "stored")}
-    shapes = [tuple(item["shape"]) for item in items]
-    _counts(list(chain.from_iterable(shapes)))
-    parts = list(
-        map(
-            Part,
-            counts["source"],
-            texts["kind"],
-            texts["name"],
-            [DTYPES[name] for name in texts["dtype"]],
-            shapes,
-            counts["offset"],
-            counts["bytes"],
-            accumulate(counts["stored"], initial=0),
-            counts["stored"],
-            texts["representation"],
-            texts["mask"],
-            texts["code"],
-        )
+    parts = _make_parts(
+        columns.source,
+        columns.kind,
+        columns.name,
+        [DTYPES[name] for name in columns.dtype],
+        columns.shape,
+        columns.offset,
+        columns.bytes,
+        accumulate(columns.stored, initial=0),
+        columns.stored,
+        columns.representation,
+        columns.mask,
+        columns.code,
     )
-    tensors = [_tensors_of(source) for source in sources]
-    begins = [len(source.header) for source in sources]
-    for part in parts:
-        begin = part.offset - begins[part.source]
-        spelled = (part.dtype, part.shape, begin, begin + part.bytes)
-        if part.kind != TENSOR:
-            _check_place(part, sources[part.source])
-        elif tensors[part.source].pop(part.name, None) != spelled:  # what is left was not seen yet
-            raise ValueError(f"{reprlib.repr(part.name)} is not a tensor as the header of its source has it")
-    like: dict[tuple[str, ...], Part] = {}
-    for part, *coding in zip(parts, *(texts[key] for key in ("dtype", "representation", "mask", "code")), strict=True):
-        if part is like.setdefault(tuple(coding), part):
-            _check_coding(part)
-        if part.representation != "native" or part.stored_bytes != part.bytes:
+    if _spelled_plainly(columns, sources):
+        if parts[0].kind != TENSOR:
+            _check_whole(parts[0], sources[0])
+    else:
+        _check_places(parts, sources)
+    codings = zip(columns.dtype, columns.representation, columns.mask, columns.code, strict=True)
+    for part in dict(zip(codings, parts, strict=True)).values():
+        _check_coding(part)
+    if set(columns.representation) != {"native"} or columns.stored != columns.bytes:
+        for part in parts:
             _check_stored(part)
     return parts
 
 
-def _counts(values: list[Any]) -> list[int]:
-    """The values, none of which `_count` refuses."""
-    if set(map(type, values)) - {int} or min(values, default=0) < 0 or max(values, default=0) >= 1 << 62:
-        for value in values:
-            _count(value)
-    return values
+def _spelled_plainly(columns: PartColumns, sources: Sequence[Source]) -> bool:
+    """Whether the parts are tensors, but for the first, and the only source's header spells just these, in this order.
+
+    False is no verdict: the parts may still be what they should be.
+    """
+    if columns.extents is None or len(sources) != 1 or set(columns.source) - {0}:
+        return False
+    source = sources[0]
+    here = slice(0 if columns.kind[0] == TENSOR else 1, None)
+    if set(columns.kind[here]) != {TENSOR} or not source.header or not _states_its_size(source):
+        return False
+    header = len(source.header)
+    begins = [offset - header for offset in columns.offset[here]]
+    ends = list(accumulate(columns.bytes[here], initial=0))
+    if begins != ends[:-1] or ends[-1] != source.bytes - header:
+        return False
+    bits = [
+        math.prod(shape) * DTYPES[dtype].bits
+        for shape, dtype in zip(columns.shape[here], columns.dtype[here], strict=True)
+    ]
+    if 0 in bits or bits != [8 * size for size in columns.bytes[here]]:
+        return False
+    return spells(source.header[8:], columns.name[here], columns.dtype[here], columns.extents[here], begins, ends[1:])
 
 
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError(f"{reprlib.repr(value)} is no size")
-    return value
+def _make_parts(*columns: Iterable[Any]) -> list[Part]:
+    """Parts from their fields' columns; the generated constructor of a frozen class takes twice as long."""
+    names = [one.name for one in fields(Part)]
+    parts = []
+    for row in zip(*columns, strict=False):
+        part = object.__new__(Part)
+        part.__dict__.update(zip(names, row, strict=True))
+        parts.append(part)
+    return parts
 
 
-def _text(value: Any) -> str:
-    """A string that UTF-8 can write."""
-    if not isinstance(value, str):
-        raise ValueError(f"{reprlib.repr(value)} is no text")
-    value.encode()
-    return value
+def _check_places(parts: Sequence[Part], sources: Sequence[Source]) -> None:
+    """What parts say of their places must be what the headers say, and no tensor may be there twice."""
+    tensors = [_tensors_of(source) for source in sources]
+    begins = [len(source.header) for source in sources]
+    for part in parts:
+        if part.kind == TENSOR:
+            begin = part.offset - begins[part.source]
+            spelled = (part.dtype, part.shape, begin, begin + part.bytes)
+            if tensors[part.source].pop(part.name, None) != spelled:
+                raise ValueError(f"{reprlib.repr(part.name)} is not a tensor as the header of its source has it")
+        else:
+            _check_whole(part, sources[part.source])
+
+
+def _states_its_size(source: Source) -> bool:
+    return int.from_bytes(source.header[:8], "little") == len(source.header) - 8 <= source.bytes - 8
 
 
 def check_source_names(names: Sequence[str]) -> None:
@@ -701,12 +724,12 @@ def _tensors_of(source: Source) -> dict[str, Spelled]:
     """The tensors of a source, by name, as its safetensors header tells them."""
     if not source.header:
         return {}
-    if int.from_bytes(source.header[:8], "little") != len(source.header) - 8 or len(source.header) > source.bytes:
+    if not _states_its_size(source):
         raise ValueError(f"the header of {reprlib.repr(source.name)} does not have the size it states")
     return tensors_of(source.header[8:], source.bytes - len(source.header), where=reprlib.repr(source.name))
 
 
-def _check_place(part: Part, source: Source) -> None:
+def _check_whole(part: Part, source: Source) -> None:
     """A part that is no tensor must be a whole header or a whole file."""
     whole = {HEADER: len(source.header), FILE: source.bytes}
     if part.kind not in whole or (part.kind == HEADER) != bool(source.header):

@@ -107,7 +107,7 @@ def read_superblock(data: bytes) -> dict[str, int]:
     names = ("version", "flags", "shard", "shards", "metadata", "payload", "parity", "set_id", "digest", "own")
     block = dict(zip(names, struct.unpack_from("<HHHHQQQQQQ", plain, 8), strict=True))
     assert block["own"] == digest(plain[:56])
-    assert (block["version"], block["flags"] & ~1) == (0, 0)
+    assert (block["version"], block["flags"] & ~1) == (1, 0)
     return block
 
 
@@ -124,10 +124,9 @@ def read_sections(metadata: bytes) -> dict[str, bytes]:
 
 
 def unit_tiles(code: str, planes: int) -> int:
-    kind, _, settings = code.partition(":")
-    if kind in ("none", "crc"):
+    if code in ("none", "crc"):
         return 64
-    k = int(settings.split(",")[1])
+    k = used_bits(code)
     best: tuple[Fraction, int] | None = None
     for tiles in range(1, max(64, k // planes) + 1):
         waste = -(-planes * tiles // k) * k - planes * tiles
@@ -149,20 +148,61 @@ def unit_parity(code: str, mask: int, words: list[int], full: bool) -> bytes:
         crcs = [crc32c(b"".join((word & mask).to_bytes(8, "little") for word in tile)) for tile in tiles]
         data = b"".join(crc.to_bytes(4, "little") for crc in crcs)
         return data.ljust(align(len(data), 8), b"\0")
-    n, k = map(int, settings.split(","))
+    n, k = map(int, settings.split(",")[:2])
+    used = used_bits(code)
     flat = [word >> bit & 1 for tile in tiles for bit in positions for word in tile]
-    count = 512 * -(-len(flat) // (512 * k)) if full else -(-len(flat) // k)
-    parity = [0] * (64 * -(-count * (n - k) // 64))
-    for c in range(count):
-        message = flat[c::count] + [0] * (-(-len(flat) // count) - len(flat[c::count]))
-        if kind == "bch":
-            value = bch_parity(int("".join(map(str, message)), 2), n, k)
-            bits = [value >> (n - k - 1 - i) & 1 for i in range(n - k)]
-        else:
-            value = secded_parity(message, n, k)
-            bits = [value >> i & 1 for i in range(n - k)]
-        parity[c : c + count * (n - k) : count] = bits
-    return bytes(sum(bit << i for i, bit in enumerate(parity[b : b + 8])) for b in range(0, len(parity), 8))
+    count = 512 * -(-len(flat) // (512 * used)) if full else -(-len(flat) // used)
+    size = -(-len(flat) // count)
+    messages = [flat[c::count] + [0] * (size - len(flat[c::count])) for c in range(count)]
+    data = laid_out([word_parity(kind, message, n, k) for message in messages])
+    if "outer=" in settings:
+        words = outer_words(messages, int(settings.rpartition("=")[2]))
+        data += laid_out(words) + laid_out([word_parity(kind, word, n, k) for word in words])
+    return data
+
+
+def used_bits(code: str) -> int:
+    """Message bits of a codeword that are put to use."""
+    k = int(code.split(",")[1])
+    return k - k % 10 if "outer=" in code else k
+
+
+def word_parity(kind: str, message: list[int], n: int, k: int) -> list[int]:
+    """Parity bits of a codeword, in the order in which they are stored."""
+    if kind == "bch":
+        value = bch_parity(int("".join(map(str, message)), 2), n, k)
+        return [value >> (n - k - 1 - i) & 1 for i in range(n - k)]
+    value = secded_parity(message, n, k)
+    return [value >> i & 1 for i in range(n - k)]
+
+
+def laid_out(words: list[list[int]]) -> bytes:
+    """Bit i of word c of C at bit c + C*i, padded to 8 bytes."""
+    bits = [word[i] for i in range(len(words[0])) for word in words]
+    bits += [0] * (align(len(bits), 64) - len(bits))
+    return bytes(sum(bit << i for i, bit in enumerate(bits[b : b + 8])) for b in range(0, len(bits), 8))
+
+
+def outer_words(messages: list[list[int]], r: int) -> list[list[int]]:
+    """Outer words of all groups of 512 lanes, one after the other (section 8.2)."""
+    powers = [1]
+    for _ in range(1022):
+        powers.append(powers[-1] << 1 ^ (0x409 if powers[-1] & 0x200 else 0))
+    logarithm = {value: exponent for exponent, value in enumerate(powers)}
+    symbols = -(-len(messages[0]) // 10)
+    words = []
+    for first in range(0, len(messages), 512):
+        lanes = [lane + [0] * (10 * symbols - len(lane)) for lane in messages[first : first + 512]]
+        values = [[sum(lane[10 * s + j] << j for j in range(10)) for s in range(symbols)] for lane in lanes]
+        for p in range(min(r, 4 + len(lanes).bit_length() - 1)):
+            total = [0] * symbols
+            for c, value in enumerate(values):
+                divisor = logarithm[c ^ (512 + p)]
+                total = [
+                    t ^ (powers[(logarithm[v] - divisor) % 1023] if v else 0) for t, v in zip(total, value, strict=True)
+                ]
+            words.append([t >> j & 1 for t in total for j in range(10)])
+    return words
 
 
 def part_words(part: dict[str, Any], stored: bytes) -> tuple[list[int], list[int]]:

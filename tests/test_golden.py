@@ -73,6 +73,7 @@ def test_golden_containers_are_read_after_damage_of_their_metadata(case: Path, t
         ("bch:63,45", 1, "native", 150_000),
         ("bch:1023,513", 1, "native", 300_000),
         ("secded:39,32", 1, "fixed:2", 2_100_000),
+        ("bch:255,191,outer=4", 1, "native", 120_000),
         ("none", 9, "native", 70_000),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,9 @@ from containers import ELEMENT_BITS, safetensors_bytes, tensors
 
 from ckptguard import codes, plan, representations
 from ckptguard.codes.base import TILE_WORDS
+from ckptguard.container import sections
+from ckptguard.container.parts import PartColumns, read_plan
+from ckptguard.container.sections import Section
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import ContainerError, SpecError
 from ckptguard.pipeline.units import gather_words, piece_slices, scatter_words
@@ -201,6 +205,67 @@ def test_a_plan_is_the_same_after_json(seed: int) -> None:
         assert (one.word_starts == other.word_starts).all()
     with pytest.raises(ContainerError, match=r"m\.ckg"):
         from_json(shard.name, record, headers, shard.payload_bytes + 1, shard.beside)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_plan_is_read_the_same_by_columns_and_by_records(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = random_plan(seed)
+    section = Section("PLAN", sections.to_json(shard.to_json()))
+    record, headers = read_plan(section), [source.header for source in shard.sources]
+    assert isinstance(record["parts"], PartColumns)
+    assert from_json(shard.name, record, headers, shard.payload_bytes, shard.beside) == shard
+    monkeypatch.setattr("ckptguard.plan.spells", lambda *columns: False)
+    assert from_json(shard.name, record, headers, shard.payload_bytes, shard.beside) == shard
+
+
+def judged(record: object, shard: ShardPlan) -> ShardPlan | None:
+    try:
+        return from_json(
+            shard.name, record, [source.header for source in shard.sources], shard.payload_bytes, shard.beside
+        )
+    except ContainerError:
+        return None
+
+
+def test_columns_and_records_are_judged_alike_whatever_a_random_edit_does() -> None:
+    choose = random.Random(22)
+    pieces = [b"", b",", b'"', b"}", b"{", b"]", b"\\", b"0", b"1", b" ", b"-", b'"parts":[', b'],"sources":[', b"\xff"]
+    quick = accepted = 0
+    for round_ in range(3000):
+        shard = random_plan(round_ % 40)
+        text = bytearray(sections.to_json(shard.to_json() | {"device": {"name": "x", "channel": None}}))
+        for _ in range(choose.randint(0, 2)):
+            place = choose.randrange(len(text))
+            if choose.random() < 0.6:
+                text[place] ^= 1 << choose.randrange(7)
+            else:
+                text[place : place + choose.randrange(3)] = choose.choice(pieces)
+        section = Section("PLAN", bytes(text))
+        try:
+            plain = sections.from_json(section)
+        except ContainerError:
+            with pytest.raises(ContainerError):
+                read_plan(section)
+            continue
+        record = read_plan(section)
+        quick += isinstance(record, dict) and isinstance(record.get("parts"), PartColumns)
+        one = judged(plain, shard)
+        accepted += one is not None
+        assert judged(record, shard) == one, bytes(text)
+    assert quick > 500
+    assert accepted > 300
+
+
+def test_a_header_that_says_something_else_than_the_parts_is_refused_by_columns_too() -> None:
+    for edit in ({}, {"dtype": "I32"}, {"shape": [2, 3]}, {"data_offsets": [0, 23]}):
+        told = {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]} | edit
+        text = json.dumps({"t": told}, separators=(",", ":")).encode().ljust(64)
+        header = (64).to_bytes(8, "little") + text
+        part = replace(tensor_part(6, "crc"), offset=72)
+        shard = lay_out("m", [Source("m", 96, header)], [part])
+        record = read_plan(Section("PLAN", sections.to_json(shard.to_json())))
+        assert isinstance(record["parts"], PartColumns)
+        assert (judged(record, shard) == shard) == (not edit)
 
 
 @pytest.mark.parametrize("code", ["secded:72,64", "secded:39,32", "crc"])

@@ -13,7 +13,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -141,20 +141,48 @@ def tensors_of(header_json: bytes, data_bytes: int, *, where: str = "safetensors
     return tensors
 
 
-def _plain_tensors(header_json: bytes, data_bytes: int) -> dict[str, Spelled] | None:
-    """The tensors of a header without escapes and blanks, or None where the parser has to judge it."""
+def spells(
+    header_json: bytes,
+    names: Sequence[str],
+    dtypes: Sequence[str],
+    extents: Sequence[str],
+    begins: Sequence[int],
+    ends: Sequence[int],
+) -> bool:
+    """Whether a header spells just these tensors as the reference does, in this order.
+
+    Args:
+        names: without characters that JSON escapes.
+        extents: the shapes, as JSON without brackets.
+    """
+    rows = zip(names, dtypes, extents, begins, ends, strict=True)
+    text = "".join(
+        [
+            f',"{name}":{{"dtype":"{dtype}","shape":[{extent}],"data_offsets":[{begin},{end}]}}'
+            for name, dtype, extent, begin, end in rows
+        ]
+    )
+    return text == _plain_body(header_json) and len(set(names)) == len(names) and "__metadata__" not in names
+
+
+def _plain_body(header_json: bytes) -> str | None:
+    """The tensors of a header, a comma before each, behind metadata without escapes; None where the rest is not so."""
     try:
         text = header_json.decode().rstrip(" ")
     except UnicodeDecodeError:
         return None
     if len(header_json) > MAX_HEADER_BYTES or not (text.startswith("{") and text.endswith("}")):
         return None
-    body = "," + text[1:-1]
     if metadata := _PLAIN_METADATA.match(text):
         entries = json.loads(metadata[1], object_pairs_hook=list)
-        if len(dict(entries)) < len(entries):
-            return None
-        body = text[metadata.end() : -1]
+        return text[metadata.end() : -1] if len(dict(entries)) == len(entries) else None
+    return "," + text[1:-1]
+
+
+def _plain_tensors(header_json: bytes, data_bytes: int) -> dict[str, Spelled] | None:
+    """The tensors of a header without escapes and blanks, or None where the parser has to judge it."""
+    if (body := _plain_body(header_json)) is None:
+        return None
     found = _PLAIN_TENSOR.findall(body)
     if sum(map(len, map("".join, found))) + _PLAIN_TENSOR_BYTES * len(found) != len(body):
         return None  # something lies between the tensors

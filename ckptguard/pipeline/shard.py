@@ -16,6 +16,7 @@ import xxhash
 
 from ckptguard import __version__, plan
 from ckptguard.container import sections
+from ckptguard.container.parts import read_plan
 from ckptguard.container.sections import Section
 from ckptguard.container.shard_file import SUFFIX, ShardFile
 from ckptguard.container.superblock import Superblock
@@ -107,7 +108,7 @@ class Shard:
         for tag in ("INFO", "PLAN", "HEAD", "DGST"):
             if tag not in found:
                 raise ContainerError(f"the metadata has no section {tag!r}")
-        record, info = sections.from_json(found["PLAN"]), sections.from_json(found["INFO"])
+        record, info = read_plan(found["PLAN"]), sections.from_json(found["INFO"])
         superblock = file.superblock
         if not isinstance(record, dict):
             raise ContainerError("the metadata's section 'PLAN' is not the record it should be")

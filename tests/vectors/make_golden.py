@@ -64,6 +64,8 @@ SINGLE = {
     "bch-1023-513": {"code": "bch:1023,513", "bits": 8},
     "bch-8191-6722": {"code": "bch:8191,6722", "bits": 8},
     "bch-16383-14010": {"code": "bch:16383,14010", "bits": 4},
+    "bch-255-191-outer-6": {"code": "bch:255,191,outer=6"},
+    "bch-8191-6722-outer-10": {"code": "bch:8191,6722,outer=10", "bits": 9},
     "rules": {"code": "crc", "masks": RULES},
     "fixed-8": {"code": "secded:72,64", "representation": "fixed:8", "bits": 3},
     "fixed-5-sign-magnitude": {"code": "bch:63,45", "representation": "fixed:5,sign-magnitude"},
