@@ -1,7 +1,7 @@
 """SEC-DED on rows of lanes: sums of the check rows, and the match of every column of the check matrix at once.
 
-For the match lanes are taken 512 at a time, as one vector, with the check rows in registers; a column of the check matrix
-is eight words, all ones or all zeros. Plain LLVM vector IR, which runs on any processor.
+For the match lanes are taken 512 at a time, as one vector, with the check rows in registers; a column of the matrix is
+eight words, all ones or all zeros. Plain LLVM vector IR, which runs on any processor.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
