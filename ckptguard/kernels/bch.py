@@ -19,7 +19,8 @@ import numpy.typing as npt
 from ckptguard.errors import UsageError
 from ckptguard.kernels import bitsliced, clmul
 from ckptguard.kernels.algebra import coset_leaders, field, generator_polynomial, inverse_modulo_power, powers_modulo
-from ckptguard.kernels.bitsliced import BITS, TABLES, WINDOW, WORDS
+from ckptguard.kernels.bitsliced import BITS, TABLES, WINDOW
+from ckptguard.kernels.vectors import WORDS
 
 Rows = npt.NDArray[np.uint64]
 LANES = 64 * WORDS

@@ -6,7 +6,7 @@ of alpha^b. Arrays of elements are (count, m, 8) uint64. Field operations are st
 numba's file cache.
 
 All vector operations are plain LLVM vector IR and run on any processor. Everything that is compiled stays in this one
-file, because the file cache does not notice changes in other files.
+file, because the file cache does not notice changes in other files, but for the single instructions of `vectors`.
 
 Sources: method of four Russians on bit planes: M. Albrecht, G. Bard, W. Hart, Algorithm 898, ACM TOMS 37 (2010);
 bit-sliced decoding: D. J. Bernstein, T. Chou, P. Schwabe, McBits, CHES 2013; Berlekamp-Massey: R. E. Blahut, Algebraic
@@ -22,49 +22,33 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic as numba_intrinsic
-from numba.extending import models, register_model
 
 from ckptguard.kernels.algebra import PRIMITIVE_POLYNOMIALS
+from ckptguard.kernels.vectors import (
+    _I8,
+    _I64,
+    _ONES,
+    _VECTOR,
+    _ZERO,
+    WORDS,
+    _and,
+    _any,
+    _fill,
+    _get,
+    _load,
+    _not,
+    _or,
+    _pointer,
+    _put,
+    _splat,
+    _store,
+    _xor,
+    intrinsic,
+)
 
-WORDS = 8  # of 64 lanes in a vector
 BITS = 6  # rows combined by one table of the method of four Russians
 TABLES = 8  # one byte of a 64-bit word names an entry of each
 WINDOW = BITS * TABLES  # rows taken in at a time
-
-intrinsic: Any = numba_intrinsic  # an intrinsic is called without its first parameter
-
-_I8, _I32, _I64 = (ir.IntType(width) for width in (8, 32, 64))
-_VECTOR = ir.VectorType(_I64, WORDS)
-_ZERO = ir.Constant(_VECTOR, [0] * WORDS)
-_ONES = ir.Constant(_VECTOR, [-1] * WORDS)
-
-
-class _VectorType(types.Type):
-    def __init__(self) -> None:
-        super().__init__(name="Vector512")
-
-
-_vector = _VectorType()
-
-
-@register_model(_VectorType)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _VECTOR)
-
-
-def _pointer(builder: Any, address: Any, offset: int, pointee: Any) -> Any:
-    moved = builder.add(address, ir.Constant(_I64, offset)) if offset else address
-    return builder.inttoptr(moved, pointee.as_pointer())
-
-
-def _load(builder: Any, address: Any, offset: int = 0) -> Any:
-    return builder.load(_pointer(builder, address, offset, _VECTOR), align=8)
-
-
-def _store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
-    builder.store(value, _pointer(builder, address, offset, _VECTOR), align=8)
 
 
 def _load_element(builder: Any, address: Any, m: int) -> list[Any]:
@@ -74,11 +58,6 @@ def _load_element(builder: Any, address: Any, m: int) -> list[Any]:
 def _store_element(builder: Any, element: list[Any], address: Any) -> None:
     for plane, value in enumerate(element):
         _store(builder, value, address, 64 * plane)
-
-
-def _splat(builder: Any, word: Any) -> Any:
-    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), word, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, WORDS), [0] * WORDS))
 
 
 def _load_broadcast(builder: Any, address: Any, m: int) -> list[Any]:
@@ -111,70 +90,6 @@ def _multiply_add(builder: Any, total: list[Any], element: list[Any], factor: An
         if plane < m - 1:
             power = _times_x(builder, power)
     return total
-
-
-# Vector operations, as used inside the kernels below. Addresses are integers, in bytes.
-
-
-@intrinsic
-def _get(context, address):
-    def generate(context, builder, signature, arguments):
-        return _load(builder, arguments[0])
-
-    return _vector(types.intp), generate
-
-
-@intrinsic
-def _put(context, address, value):
-    def generate(context, builder, signature, arguments):
-        _store(builder, arguments[1], arguments[0])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, _vector), generate
-
-
-@intrinsic
-def _fill(context, bit):
-    """All lanes 0 or all lanes 1."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.select(builder.icmp_signed("!=", arguments[0], ir.Constant(_I64, 0)), _ONES, _ZERO)
-
-    return _vector(types.intp), generate
-
-
-def _binary(name: str) -> Any:
-    @intrinsic
-    def operation(context, a, b):
-        def generate(context, builder, signature, arguments):
-            return getattr(builder, name)(arguments[0], arguments[1])
-
-        return _vector(_vector, _vector), generate
-
-    return operation
-
-
-_xor, _and, _or = _binary("xor"), _binary("and_"), _binary("or_")
-
-
-@intrinsic
-def _not(context, value):
-    def generate(context, builder, signature, arguments):
-        return builder.xor(arguments[0], _ONES)
-
-    return _vector(_vector), generate
-
-
-@intrinsic
-def _any(context, value):
-    """Whether any lane is 1."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.icmp_signed(
-            "!=", builder.bitcast(arguments[0], ir.IntType(512)), ir.Constant(ir.IntType(512), 0)
-        )
-
-    return types.boolean(_vector), generate
 
 
 # Field operations on elements; `planes` is a tuple of m integers.

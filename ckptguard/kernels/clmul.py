@@ -5,7 +5,7 @@ vector. Words are reflected: bit 0 is the highest power. From the leading word o
 multiplication, and q * g is added, which makes the word zero.
 
 An unsupported instruction ends the process at compile time, so `available` must be asked first. The vector primitives
-come from `bitsliced`: single instructions, whose meaning must not change (numba's file cache would not notice).
+come from `vectors`: single instructions, whose meaning must not change (numba's file cache would not notice).
 
 Sources: V. Gopal et al., Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction, Intel 2009;
 transposition: H. S. Warren, Hacker's Delight, 2nd ed., section 7-3.
@@ -24,7 +24,7 @@ from numba import config as numba_config
 from numba import njit, types
 from numba.core import cgutils
 
-from ckptguard.kernels.bitsliced import (
+from ckptguard.kernels.vectors import (
     _I8,
     _I32,
     _VECTOR,
