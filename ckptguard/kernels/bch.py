@@ -218,18 +218,29 @@ class CarrylessRemainder:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self.state = _aligned(-(-tables.parity_bits // 64) * 64, WORDS)
-        self.words = _aligned(64 * -(-tables.n // 64), WORDS)
-        self.even, self.odd = (_aligned(tables.parity_bits // 64 + 2, WORDS) for _ in range(2))
+        self.words = _aligned(64 * -(-tables.n // 256) * 4, WORDS)
         reflected = int(f"{generator_polynomial(tables.m, tables.t):b}"[::-1], 2)
-        words = [reflected >> 64 * i & 0xFFFFFFFFFFFFFFFF for i in range(tables.parity_bits // 64 + 1)]
-        self.generator, self.inverse = _aligned(len(words), WORDS), _aligned(WORDS)
-        self.generator[:] = np.array(words, np.uint64)[:, None]
-        self.inverse[:] = np.uint64(inverse_modulo_power(reflected, 64))
+        self.generator = nine_sums(reflected, tables.parity_bits // 256 + 1)
+        self.even, self.odd = (_aligned(4 * len(self.generator) + 2, WORDS) for _ in range(2))
+        self.inverse = _aligned(2, 9, WORDS)
+        self.inverse[:1] = nine_sums(inverse_modulo_power(reflected, 256), 1)
 
     def of(self, message: Rows, column: int) -> Rows:
         """(parity_bits, 8) view, valid until the next call."""
         clmul.remainder(message, column, self.generator, self.inverse, self.state, self.words, self.even, self.odd)
         return self.state[: self.tables.parity_bits]
+
+
+def nine_sums(polynomial: int, quads: int) -> Rows:
+    """(quads, 9, 8) uint64, eight times the factors of Karatsuba's products, twice, of four words of a polynomial each.
+
+    Of words a, b, c, d: a, b, a + b, c, d, c + d, a + c, b + d, a + b + c + d.
+    """
+    words = np.array([polynomial >> 64 * i & 0xFFFFFFFFFFFFFFFF for i in range(4 * quads)], np.uint64)
+    a, b, c, d = words.reshape(quads, 4).T
+    sums = _aligned(quads, 9, WORDS)
+    sums[:] = np.stack([a, b, a ^ b, c, d, c ^ d, a ^ c, b ^ d, a ^ b ^ c ^ d], axis=1)[:, :, None]
+    return sums
 
 
 def _require_fit(tables: Tables, message: Rows, parity: Rows | None = None) -> None:

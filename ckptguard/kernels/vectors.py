@@ -1,7 +1,9 @@
-"""A vector of 512 bits for numba, and operations on it that are single instructions.
+"""A vector of 512 bits for numba, and operations on it.
 
 All of it is plain LLVM vector IR, which runs on any processor. numba's file cache does not notice a change here in the
 kernels that are compiled from these primitives: their meaning must not change.
+
+Transposition: H. S. Warren, Hacker's Delight, 2nd ed., section 7-3.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
@@ -9,8 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import models, register_model
 
@@ -118,3 +121,46 @@ def _any(context, value):
         )
 
     return types.boolean(_vector), generate
+
+
+def _shift(name: str) -> Any:
+    @intrinsic
+    def shift(context, a, count):
+        def generate(context, builder, signature, arguments):
+            return getattr(builder, name)(arguments[0], _splat(builder, arguments[1]))
+
+        return _vector(_vector, types.intp), generate
+
+    return shift
+
+
+_left, _right = _shift("shl"), _shift("lshr")
+
+
+@intrinsic
+def _every(context, word):
+    """The word in all eight places."""
+
+    def generate(context, builder, signature, arguments):
+        return _splat(builder, arguments[0])
+
+    return _vector(types.intp), generate
+
+
+@njit(cache=True, nogil=True)
+def _transpose(rows):
+    """Transpose eight 64 x 64 bit matrices in place: word c of vector i, for all i, is matrix c."""
+    step = 32
+    mask = np.int64(0xFFFFFFFF)
+    while step:
+        lanes = _every(mask)
+        first = 0
+        while first < 64:
+            for i in range(first, first + step):
+                a, b = rows + 64 * i, rows + 64 * (i + step)
+                swap = _and(_xor(_right(_get(a), step), _get(b)), lanes)
+                _put(b, _xor(_get(b), swap))
+                _put(a, _xor(_get(a), _left(swap, step)))
+            first += 2 * step
+        step >>= 1
+        mask ^= mask << step
