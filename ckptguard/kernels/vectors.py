@@ -123,6 +123,16 @@ def _any(context, value):
     return types.boolean(_vector), generate
 
 
+@intrinsic
+def _lowest(context, word):
+    """The number of the lowest bit that is 1, of a word that is not zero."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.intp(types.uint64), generate
+
+
 def _shift(name: str) -> Any:
     @intrinsic
     def shift(context, a, count):
