@@ -38,11 +38,13 @@ class Run:
     Attributes:
         wall, cpu: seconds; CPU time is that of user and system, over all threads.
         memory: largest resident size in bytes.
+        user: CPU seconds without those of the system.
     """
 
     wall: float
     cpu: float
     memory: int
+    user: float = 0.0
 
 
 def run(command: Sequence[str | Path], allowed: tuple[int, ...] = (0,)) -> Run:
@@ -53,7 +55,7 @@ def run(command: Sequence[str | Path], allowed: tuple[int, ...] = (0,)) -> Run:
     record = json.loads(done.stdout)
     if record["status"] not in allowed:
         raise SystemExit(f"{' '.join(map(str, command))}: exit status {record['status']}\n{record['errors']}")
-    return Run(record["wall"], record["cpu"], record["memory"])
+    return Run(record["wall"], record["cpu"], record["memory"], record["user"])
 
 
 def ckptguard(*arguments: str | Path, jobs: int = 1, allowed: tuple[int, ...] = (0,)) -> Run:

@@ -16,7 +16,7 @@ SIZES = (64 << 20, 256 << 20, 1 << 30, 4 << 30)
 
 
 def rows(limits: Limits, sizes: tuple[int, ...] = SIZES) -> list[Row]:
-    """Seconds and largest memory of four commands at growing sizes, all threads."""
+    """Seconds and largest memory of four commands at growing sizes, all threads; the quickest of two or three runs."""
     found: dict[str, list[tuple[int, Run]]] = {}
     threads = len(os.sched_getaffinity(0))
     for size in sizes:
@@ -25,24 +25,27 @@ def rows(limits: Limits, sizes: tuple[int, ...] = SIZES) -> list[Row]:
             plain, container, bad = folder / "a.safetensors", folder / "a.ckg", folder / "bad.ckg"
             checkpoints.write(plain, size)
             steps: list[tuple[str, list[str | Path]]] = [
-                ("protect", ["protect", plain, "-o", container, "--bits", "9"]),
-                ("corrupt", ["corrupt", container, "-o", bad, "--ber", "1e-4", "--seed", "1"]),
+                ("protect", ["protect", plain, "-o", container, "--bits", "9", "--force"]),
+                ("corrupt", ["corrupt", container, "-o", bad, "--ber", "1e-4", "--seed", "1", "--force"]),
                 ("check", ["check", container]),
-                ("restore", ["restore", bad, "-o", folder / "out.safetensors"]),
+                ("restore", ["restore", bad, "-o", folder / "out.safetensors", "--force"]),
             ]
             for key, arguments in steps:
-                found.setdefault(key, []).append((size, ckptguard(*arguments, jobs=threads)))
+                several = [ckptguard(*arguments, jobs=threads) for _ in range(3 if size <= 1 << 30 else 2)]
+                found.setdefault(key, []).append((size, min(several, key=lambda run: run.user)))
     result = []
     for key, runs in found.items():
-        (small, first), (large, last) = runs[-2], runs[-1]
-        grown = (last.wall / first.wall) / (large / small)
+        (small, first), (middle, second), (large, last) = runs[0], runs[-2], runs[-1]
+        grown = (last.user - second.user) / (large - middle) / ((second.user - first.user) / (middle - small))
         listed = "; ".join(
-            f"{size / 2**20:.0f} MiB: {run.wall:.2f} s, {run.memory / 2**20:.0f} MiB" for size, run in runs
+            f"{size / 2**20:.0f} MiB: {run.wall:.2f} s on the clock, {run.user:.2f} s of user time, "
+            f"{run.memory / 2**20:.0f} MiB of memory"
+            for size, run in runs
         )
         result.append(
             Row(
                 GROUP,
-                f"{key}: time per byte at {large / 2**30:.0f} GiB over that at {small / 2**30:.0f} GiB",
+                f"{key}: user time of a byte between {middle / 2**30:.0f} and {large / 2**30:.0f} GiB over one before",
                 "x",
                 grown,
                 grown,

@@ -19,6 +19,7 @@ process.returncode = os.waitstatus_to_exitcode(status)
 record = {
     "status": process.returncode,
     "wall": seconds,
+    "user": usage.ru_utime,
     "cpu": usage.ru_utime + usage.ru_stime,
     "memory": usage.ru_maxrss * 1024,
     "errors": errors.decode(errors="replace"),
