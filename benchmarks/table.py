@@ -68,8 +68,14 @@ def _write(base: Path, about: dict[str, Any], rows: list[Row], keep: bool) -> No
     """The Markdown, the JSON and the plot of a run."""
     base.parent.mkdir(parents=True, exist_ok=True)
     stored = base.with_suffix(".json")
+    run = {key: about[key] for key in ("command", "started")} | {"commit": about["machine"]["commit"]}
+    run["groups"] = list(dict.fromkeys(row.group for row in rows))
+    about["runs"] = about.get("runs", [run])
     if keep and stored.exists():
         fresh = {row.group for row in rows}
+        for before in reversed(json.loads(stored.read_text()).get("runs", [])):
+            before["groups"] = [group for group in before["groups"] if group not in fresh]
+            about["runs"] = ([before] if before["groups"] else []) + about["runs"]
         earlier = report.load(stored)
         order = list(dict.fromkeys([row.group for row in earlier] + [row.group for row in rows]))
         rows = sorted([row for row in earlier if row.group not in fresh] + rows, key=lambda row: order.index(row.group))
@@ -87,7 +93,11 @@ def _document(about: dict[str, Any], rows: list[Row], image: str) -> str:
     lines = [
         f"# Speeds on {facts['processor']}, {facts['threads']} threads",
         "",
-        f"Command: `{about['command']}`. Commit {facts['commit']}, {about['started']}. "
+        *[
+            f"- {', '.join(run['groups'])}: `{run['command']}`, commit {run['commit']}, {run['started']}"
+            for run in about["runs"]
+        ],
+        "",
         f"{facts['system']}, Python {facts['python']}, "
         + ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
         + ".",
@@ -97,7 +107,7 @@ def _document(about: dict[str, Any], rows: list[Row], image: str) -> str:
         + f"; {facts['memory_gib']} GiB of memory; {', '.join(facts['flags'])}. "
         f"Load average when the run began: {facts['load_average'][0]}.",
         "",
-        "Measured in this run, one thread: "
+        "Measured in the last of these runs, one thread: "
         + "; ".join(f"{name}: {value:.2f}" for name, value in limits.items())
         + ".",
         "",
