@@ -593,6 +593,62 @@ def test_portable_remainder_serves_where_carryless_multiplication_is_missing(mon
     np.testing.assert_array_equal(damaged, message)
 
 
+@pytest.mark.parametrize(("m", "depth", "octets"), [(9, 3, 64), (10, 4, 9), (10, 5, 64), (13, 6, 3), (13, 7, 64)])
+def test_roots_by_affine_instructions_are_the_portable_ones(m: int, depth: int, octets: int) -> None:
+    from ckptguard.kernels import affine, bch
+
+    if not affine.available():
+        pytest.skip("the processor has no GFNI")
+    tables, transform = bch.bch_tables(m, 7), bch.transform_tables(m, depth)
+    locator = np.random.default_rng(depth).integers(0, 2**64, (1 << depth, m, 8), dtype=np.uint64)
+    found = []
+    for kind in (bch.PortableRoots, bch.AffineRoots):
+        roots = np.zeros((len(transform.positions), 8), np.uint64)
+        kind(tables, 7, len(roots)).find(locator.copy(), transform, octets, roots)
+        found.append(roots[transform.points].view(np.uint8)[:, :octets])
+    np.testing.assert_array_equal(found[1], found[0])
+    assert found[0].any()
+
+
+def test_portable_roots_serve_where_affine_instructions_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ckptguard.kernels import affine, bch
+
+    bch_code, random = code(1023, 618), np.random.default_rng(5)
+    words = encoded(bch_code, random.integers(0, 2, (512, 500), dtype=np.uint8))
+    monkeypatch.setattr(affine, "available", lambda: False)
+    monkeypatch.setattr(bch, "_local", threading.local())
+    counts = random.integers(0, bch_code.t + 1, 512)
+    corrected, flips = decoded(bch_code, words ^ random_errors(random, 512, 905, counts), 500)
+    np.testing.assert_array_equal(corrected, words)
+    np.testing.assert_array_equal(flips, counts)
+
+
+@pytest.mark.parametrize(("n", "k", "message_bits"), [(1023, 618, 618), (1023, 618, 100), (8191, 6722, 6722)])
+def test_trying_for_few_errors_first_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, n: int, k: int, message_bits: int
+) -> None:
+    from ckptguard.kernels import bch
+
+    bch_code, random = code(n, k), np.random.default_rng(6)
+    length = n - k + message_bits
+    words = encoded(bch_code, random.integers(0, 2, (512, message_bits), dtype=np.uint8))
+    counts = random.choice([0, 1, 2, 3, 7, 8, 9, bch_code.t, bch_code.t + 1, 300], 512)
+    received = words ^ random_errors(random, 512, length, counts)
+    # A multiple of the generator for 8 errors looks like no error at all to the syndromes for 8.
+    generator = algebra.generator_polynomial(n.bit_length(), 8)
+    deceit = np.array([generator >> i & 1 for i in range(length - 1, -1, -1)], np.uint8)
+    received[:40] = words[:40] ^ deceit ^ random_errors(random, 40, length, np.arange(40) % 9)
+    tables = bch.bch_tables(n.bit_length(), bch_code.t)
+    assert tables.few is not None
+    corrected, flips = decoded(bch_code, received, message_bits)
+    monkeypatch.setitem(tables.__dict__, "few", None)
+    slow, slow_flips = decoded(bch_code, received, message_bits)
+    np.testing.assert_array_equal(flips, slow_flips)
+    np.testing.assert_array_equal(corrected, slow)
+    within = (counts <= bch_code.t) & (np.arange(512) >= 40)
+    np.testing.assert_array_equal(corrected[within], words[within])
+
+
 def test_threads_decode_independently() -> None:
     bch, random = code(255, 131), np.random.default_rng(9)
     words = encoded(bch, random.integers(0, 2, (512, 131), dtype=np.uint8))

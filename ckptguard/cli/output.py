@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -16,6 +17,7 @@ from ckptguard.errors import UncorrectableError
 
 _REDRAW_SECONDS = 0.1
 _BAR = 30
+_PATIENCE_SECONDS = 1.5
 
 
 class Output:
@@ -31,14 +33,26 @@ class Output:
         self.quiet = quiet
         self._bar = not quiet and sys.stderr.isatty()
         self._drawn = 0.0
+        self._patience = threading.Timer(_PATIENCE_SECONDS, self._explain_silence)
+        self._patience.daemon = True
 
     def __enter__(self) -> Output:
+        if self._bar:
+            self._patience.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._patience.cancel()
         self._clear()
+
+    def _explain_silence(self) -> None:
+        """Nothing was drawn for a while: very likely kernels are being compiled, which happens once."""
+        if not self._drawn and "numba" in sys.modules:
+            self._drawn = time.monotonic()
+            sys.stderr.write("\r\x1b[Kcompiling kernels, as the first use on a machine does (`ckptguard warmup`) ...")
+            sys.stderr.flush()
 
     def progress(self, step: str, done: int, total: int) -> None:
         """Draw a bar on stderr where that is a terminal."""
@@ -57,6 +71,7 @@ class Output:
         Args:
             text: called only where it is printed.
         """
+        self._patience.cancel()
         self._clear()
         if self.json:
             write(to_json(record))

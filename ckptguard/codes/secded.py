@@ -48,7 +48,10 @@ class SecDed(LaneCode):
 
     def check_rows(self, message: Rows, parity: Rows) -> Rows:
         """(lane_words,) uint64 with a bit set for every lane that is not a codeword."""
-        dirty: Rows = np.bitwise_or.reduce(self._syndrome(message, parity), axis=0)
+        from ckptguard.kernels import secded
+
+        dirty = np.zeros(message.shape[1], np.uint64)
+        secded.any_of(self._sums(message, parity), dirty)
         return dirty
 
     def decode_rows(self, message: Rows, parity: Rows) -> npt.NDArray[np.int32]:
@@ -56,7 +59,7 @@ class SecDed(LaneCode):
         from ckptguard.kernels import secded
 
         flips = np.zeros(64 * message.shape[1], np.int32)
-        secded.correct(message, parity, self._syndrome(message, parity), self._of(message), flips)
+        secded.correct(message, parity, self._sums(message, parity), self._of(message), flips)
         return flips
 
     def failure_probability(self, bit_error_rate: float, codeword_bits: int) -> float:
@@ -67,16 +70,14 @@ class SecDed(LaneCode):
         """Columns of a shortened message, which lacks leading bits."""
         return self.columns[self.k - message.shape[0] :]
 
-    def _sums(self, message: Rows) -> Rows:
+    def _sums(self, message: Rows, parity: Rows | None = None) -> Rows:
+        """(8, lane_words) check rows of the message, with the parity added."""
         from ckptguard.kernels import secded
 
         sums = np.zeros((secded.CHECKS, message.shape[1]), np.uint64)
+        if parity is not None:
+            sums[: self.n - self.k] = parity
         secded.check_sums(message, self._of(message), sums)
-        return sums
-
-    def _syndrome(self, message: Rows, parity: Rows) -> Rows:
-        sums = self._sums(message)
-        sums[: self.n - self.k] ^= parity
         return sums
 
 

@@ -6,7 +6,7 @@ of alpha^b. Arrays of elements are (count, m, 8) uint64. Field operations are st
 numba's file cache.
 
 All vector operations are plain LLVM vector IR and run on any processor. Everything that is compiled stays in this one
-file, because the file cache does not notice changes in other files.
+file, because the file cache does not notice changes in other files, but for the single instructions of `vectors`.
 
 Sources: method of four Russians on bit planes: M. Albrecht, G. Bard, W. Hart, Algorithm 898, ACM TOMS 37 (2010);
 bit-sliced decoding: D. J. Bernstein, T. Chou, P. Schwabe, McBits, CHES 2013; Berlekamp-Massey: R. E. Blahut, Algebraic
@@ -22,49 +22,33 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic as numba_intrinsic
-from numba.extending import models, register_model
 
 from ckptguard.kernels.algebra import PRIMITIVE_POLYNOMIALS
+from ckptguard.kernels.vectors import (
+    _I8,
+    _I64,
+    _ONES,
+    _VECTOR,
+    _ZERO,
+    WORDS,
+    _and,
+    _any,
+    _fill,
+    _get,
+    _load,
+    _not,
+    _or,
+    _pointer,
+    _put,
+    _splat,
+    _store,
+    _xor,
+    intrinsic,
+)
 
-WORDS = 8  # of 64 lanes in a vector
 BITS = 6  # rows combined by one table of the method of four Russians
 TABLES = 8  # one byte of a 64-bit word names an entry of each
 WINDOW = BITS * TABLES  # rows taken in at a time
-
-intrinsic: Any = numba_intrinsic  # an intrinsic is called without its first parameter
-
-_I8, _I32, _I64 = (ir.IntType(width) for width in (8, 32, 64))
-_VECTOR = ir.VectorType(_I64, WORDS)
-_ZERO = ir.Constant(_VECTOR, [0] * WORDS)
-_ONES = ir.Constant(_VECTOR, [-1] * WORDS)
-
-
-class _VectorType(types.Type):
-    def __init__(self) -> None:
-        super().__init__(name="Vector512")
-
-
-_vector = _VectorType()
-
-
-@register_model(_VectorType)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _VECTOR)
-
-
-def _pointer(builder: Any, address: Any, offset: int, pointee: Any) -> Any:
-    moved = builder.add(address, ir.Constant(_I64, offset)) if offset else address
-    return builder.inttoptr(moved, pointee.as_pointer())
-
-
-def _load(builder: Any, address: Any, offset: int = 0) -> Any:
-    return builder.load(_pointer(builder, address, offset, _VECTOR), align=8)
-
-
-def _store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
-    builder.store(value, _pointer(builder, address, offset, _VECTOR), align=8)
 
 
 def _load_element(builder: Any, address: Any, m: int) -> list[Any]:
@@ -74,11 +58,6 @@ def _load_element(builder: Any, address: Any, m: int) -> list[Any]:
 def _store_element(builder: Any, element: list[Any], address: Any) -> None:
     for plane, value in enumerate(element):
         _store(builder, value, address, 64 * plane)
-
-
-def _splat(builder: Any, word: Any) -> Any:
-    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), word, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, WORDS), [0] * WORDS))
 
 
 def _load_broadcast(builder: Any, address: Any, m: int) -> list[Any]:
@@ -111,70 +90,6 @@ def _multiply_add(builder: Any, total: list[Any], element: list[Any], factor: An
         if plane < m - 1:
             power = _times_x(builder, power)
     return total
-
-
-# Vector operations, as used inside the kernels below. Addresses are integers, in bytes.
-
-
-@intrinsic
-def _get(context, address):
-    def generate(context, builder, signature, arguments):
-        return _load(builder, arguments[0])
-
-    return _vector(types.intp), generate
-
-
-@intrinsic
-def _put(context, address, value):
-    def generate(context, builder, signature, arguments):
-        _store(builder, arguments[1], arguments[0])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, _vector), generate
-
-
-@intrinsic
-def _fill(context, bit):
-    """All lanes 0 or all lanes 1."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.select(builder.icmp_signed("!=", arguments[0], ir.Constant(_I64, 0)), _ONES, _ZERO)
-
-    return _vector(types.intp), generate
-
-
-def _binary(name: str) -> Any:
-    @intrinsic
-    def operation(context, a, b):
-        def generate(context, builder, signature, arguments):
-            return getattr(builder, name)(arguments[0], arguments[1])
-
-        return _vector(_vector, _vector), generate
-
-    return operation
-
-
-_xor, _and, _or = _binary("xor"), _binary("and_"), _binary("or_")
-
-
-@intrinsic
-def _not(context, value):
-    def generate(context, builder, signature, arguments):
-        return builder.xor(arguments[0], _ONES)
-
-    return _vector(_vector), generate
-
-
-@intrinsic
-def _any(context, value):
-    """Whether any lane is 1."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.icmp_signed(
-            "!=", builder.bitcast(arguments[0], ir.IntType(512)), ir.Constant(ir.IntType(512), 0)
-        )
-
-    return types.boolean(_vector), generate
 
 
 # Field operations on elements; `planes` is a tuple of m integers.
@@ -650,33 +565,92 @@ def _level(planes, work, first, last, step, half, table, row):
             _butterfly(planes, u, u + size * half, table + row * e)
 
 
-@njit(inline="always")
-def _agreeing(roots, located, lengths, word, counts):
-    """Lanes of `word` that have as many located roots as their locator is long; other roots are deleted.
+@njit(cache=True, nogil=True)
+def find_roots(planes, locator, depth, octets, twists, constants, work, column, roots):
+    """Evaluate 512 locators at all points; row p of `roots` says of which lanes point p is a root.
 
-    `counts` has a row for every bit that a number of roots can have: a locator that is not zero has fewer roots than
-    coefficients.
+    Args:
+        planes: tuple of m integers.
+        locator: (2^depth, m, 8) coefficients, constant first; overwritten.
+        depth: at least 2.
+        octets: of lanes to look at, from the first on; roots of other lanes mean nothing.
+        twists, constants: from `bch.Transform`.
+        work: (2^depth, m, 8) scratch.
+        column: (points,) uint64 scratch.
+        roots: (points, 8) uint64.
     """
-    planes = counts.shape[0]
-    counts[:] = 0
-    found, allowed, totals = np.intp(roots.ctypes.data), np.intp(located.ctypes.data), np.intp(counts.ctypes.data)
-    for point in range(0, 8 * roots.shape[0], 64):
-        carry = _and(_get(found + point), _get(allowed + point))
-        _put(found + point, carry)
-        for plane in range(0, 64 * planes, 64):
+    ours, theirs = np.intp(locator.ctypes.data), np.intp(work.ctypes.data)
+    leaves = _split(planes, depth, np.intp(twists.ctypes.data), ours, theirs)
+    other = theirs if leaves == ours else ours
+    neighbourhoods = roots.shape[0] >> (depth + 3)
+    for word in range((octets + 7) >> 3):
+        table, found = np.intp(constants.ctypes.data), np.intp(column.ctypes.data)
+        _find_roots(planes, leaves, word, depth, table, neighbourhoods, other, found)
+        for point in range(roots.shape[0]):
+            roots[point, word] = column[point]
+
+
+@njit(cache=True, nogil=True)
+def difference(remainder, parity, column, out, dirty):
+    """out = remainder + parity rows; `dirty` (8,) receives the lanes in which that is not zero."""
+    source, target = np.intp(remainder.ctypes.data), np.intp(out.ctypes.data)
+    other, stride = np.intp(parity.ctypes.data) + 8 * column, 8 * parity.shape[1]
+    unequal = _fill(0)
+    for i in range(parity.shape[0]):
+        row = _xor(_get(source + 64 * i), _get(other + stride * i))
+        unequal = _or(unequal, row)
+        _put(target + 64 * i, row)
+    _put(np.intp(dirty.ctypes.data), unequal)
+
+
+@njit(cache=True, nogil=True)
+def plausible(lengths, t, pending, hopeful):
+    """Lanes of `pending` whose length is 1..t to `hopeful`, both (8,) uint64; returns how many."""
+    count = np.int64(0)
+    for word in range(WORDS):
+        some, more, equal = np.uint64(0), np.uint64(0), ~np.uint64(0)
+        for j in range(lengths.shape[0] - 1, -1, -1):
+            bound = ~np.uint64(0) if (t >> j) & 1 else np.uint64(0)
+            some |= lengths[j, word]
+            more |= equal & lengths[j, word] & ~bound
+            equal &= ~(lengths[j, word] ^ bound)
+        chosen = pending[word] & some & ~more
+        hopeful[word] = chosen
+        for bit in range(64):
+            count += np.int64(chosen >> np.uint64(bit)) & 1
+    return count
+
+
+@njit(inline="always")
+def _toggle(rows, stride, count, points, roots, keep, totals, planes):
+    """Add root rows to `count` rows, and count the roots of every lane; row i is that of points[-i]."""
+    ones, twos, zero = _get(totals), _get(totals + 64), _fill(0)
+    for i in range(0, count, 4):
+        at, left = rows + stride * i, count - i
+        a = _and(keep, _get(roots + 64 * points[count - 1 - i]))
+        _put(at, _xor(_get(at), a))
+        b = c = d = zero
+        if left > 1:
+            b = _and(keep, _get(roots + 64 * points[count - 2 - i]))
+            _put(at + stride, _xor(_get(at + stride), b))
+        if left > 2:
+            c = _and(keep, _get(roots + 64 * points[count - 3 - i]))
+            _put(at + 2 * stride, _xor(_get(at + 2 * stride), c))
+        if left > 3:
+            d = _and(keep, _get(roots + 64 * points[count - 4 - i]))
+            _put(at + 3 * stride, _xor(_get(at + 3 * stride), d))
+        first = _or(_and(ones, a), _and(b, _xor(ones, a)))
+        ones = _xor(ones, _xor(a, b))
+        second = _or(_and(ones, c), _and(d, _xor(ones, c)))
+        ones = _xor(ones, _xor(c, d))
+        carry = _or(_and(twos, first), _and(second, _xor(twos, first)))
+        twos = _xor(twos, _xor(first, second))
+        for plane in range(128, 64 * planes, 64):
             total = _get(totals + plane)
             _put(totals + plane, _xor(total, carry))
             carry = _and(total, carry)
-    for slot in range(1, WORDS):
-        carry = np.uint64(0)
-        for j in range(planes):
-            a, b = counts[j, 0], counts[j, slot]
-            counts[j, 0] = a ^ b ^ carry
-            carry = (a & b) | (carry & (a ^ b))
-    agree = ~np.uint64(0)
-    for j in range(planes):
-        agree &= ~(counts[j, 0] ^ lengths[j, word])
-    return agree
+    _put(totals, ones)
+    _put(totals + 64, twos)
 
 
 @njit(cache=True, nogil=True)
@@ -685,157 +659,42 @@ def _bit(rows, row, lane):
 
 
 @njit(cache=True, nogil=True)
-def _flip(message, parity, power, lane):
-    """Flip the coefficient of x^power of one lane."""
-    row = message.shape[0] + parity.shape[0] - 1 - power
-    mask = np.uint64(1) << np.uint64(lane & 63)
-    if row < message.shape[0]:
-        message[row, lane >> 6] ^= mask
-    else:
-        parity[row - message.shape[0], lane >> 6] ^= mask
-
-
-@njit(cache=True, nogil=True)
-def _coefficient(locator, power, lane):
-    value = np.int64(0)
-    for plane in range(locator.shape[1]):
-        value |= _bit(locator[power], plane, lane) << plane
-    return value
-
-
-@njit(cache=True, nogil=True)
-def _solve(locator, lane, length, field, available):
-    """The powers of x that a locator of length 1 or 2 names; (-1, -1) if fewer or not all below `available`."""
-    order = field.log.shape[0] - 1
-    first = _coefficient(locator, 1, lane)
-    if first == 0:
-        return -1, -1
-    if length == 1:
-        power = field.log[first]
-        return (power, -1) if power < available else (-1, -1)
-    second = _coefficient(locator, 2, lane)
-    if second == 0:
-        return -1, -1
-    # With z = first * y, z^2 + first * z + second = 0 becomes y^2 + y = second / first^2.
-    y = field.halves[field.exp[(field.log[second] + 2 * (order - field.log[first])) % order]]
-    if y < 0:
-        return -1, -1
-    one, other = (field.log[first] + field.log[y]) % order, (field.log[first] + field.log[y ^ 1]) % order
-    return (one, other) if one < available and other < available else (-1, -1)
-
-
-@njit(cache=True, nogil=True)
-def _correct_few(locator, lengths, hopeful, field, message, parity, column, done):
-    """Correct the lanes with one or two errors and take them out of `hopeful`; returns how many remain there."""
-    available = message.shape[0] + parity.shape[0]
-    more = np.int64(0)
-    for word in range(WORDS):
-        few = hopeful[word]
-        for j in range(2, lengths.shape[0]):
-            few &= ~lengths[j, word]
-        if lengths.shape[0] > 1:
-            few &= ~(lengths[0, word] & lengths[1, word])
-        hopeful[word] &= ~few
-        for bit in range(64):
-            more += np.int64(hopeful[word] >> np.uint64(bit)) & 1
-            if (few >> np.uint64(bit)) & np.uint64(1):
-                lane = 64 * word + bit
-                length = 1 if _bit(lengths, 0, lane) else 2
-                one, other = _solve(locator, lane, length, field, available)
-                if one >= 0:
-                    _flip(message, parity, one, 64 * column + lane)
-                    done[word] |= np.uint64(1) << np.uint64(bit)
-                if other >= 0:
-                    _flip(message, parity, other, 64 * column + lane)
-    return more
-
-
-@njit(cache=True, nogil=True)
-def _take_lanes(rows, lanes):
-    """Lane i of every row becomes what lane lanes[i] was; lanes[i] >= i."""
-    for row in range(rows.shape[0]):
-        for first in range(0, lanes.shape[0], 64):
-            taken = np.uint64(0)
-            for i in range(first, min(first + 64, lanes.shape[0])):
-                taken |= np.uint64(_bit(rows, row, lanes[i])) << np.uint64(i - first)
-            rows[row, first >> 6] = taken
-
-
-@njit(cache=True, nogil=True)
-def correct(planes, locator, lengths, hopeful, field, transform, scratch, message, parity, column, done):
-    """Find the roots of the locators and flip the bits they name, in place.
-
-    Locators of length 1 and 2 are solved by tables. If the others are few, they are moved together, so that fewer
-    groups of 64 need a transform.
+def flip_roots(roots, points, lengths, hopeful, message, parity, column, counts, flips):
+    """Flip the bits that roots name, in lanes that have as many of them as their locator is long.
 
     Args:
-        planes: tuple of m integers.
-        locator: (2^transform.depth, m, 8) coefficients, constant first; overwritten.
-        lengths: (counter_bits, 8) the locators' lengths, bit-sliced; overwritten.
-        hopeful: (8,) uint64, lanes whose length is 1..t; overwritten.
-        field: `bch.FieldTables`.
-        transform: `bch.Transform`; the locators have fewer than 2^depth coefficients.
-        scratch: `bch.RootScratch`.
+        roots: (points, 8) uint64 of `find_roots`.
+        points: (n,) int64, the point for every power of x.
+        lengths: (counter_bits, 8) the locators' lengths, bit-sliced.
+        hopeful: (8,) uint64, lanes to look at.
         message, parity: rows of lanes, corrected in words column..column+7.
-        done: (8,) uint64 receives the lanes that were corrected.
+        counts: (planes, 8) uint64 scratch; numbers of roots have so many bits, at least 2.
+        flips: (512,) int32 receives the length in lanes that were corrected.
     """
-    done[:] = 0
-    remaining = _correct_few(locator, lengths, hopeful, field, message, parity, column, done)
-    if not remaining:
-        return
-    busy = 0
-    for word in range(WORDS):
-        busy += hopeful[word] != 0
-    lanes = np.zeros(0, np.int64)
-    if 2 * ((remaining + 63) >> 6) <= busy:
-        lanes = np.zeros(remaining, np.int64)
-        i = 0
-        for lane in range(64 * WORDS):
-            if (hopeful[lane >> 6] >> np.uint64(lane & 63)) & np.uint64(1):
-                lanes[i] = lane
-                i += 1
-        _take_lanes(locator.reshape(-1, WORDS), lanes)
-        _take_lanes(lengths, lanes)
-        for word in range(WORDS):
-            held = min(max(remaining - 64 * word, 0), 64)
-            hopeful[word] = (np.uint64(1) << np.uint64(held)) - np.uint64(1) if held < 64 else ~np.uint64(0)
-    _correct_many(planes, locator, lengths, hopeful, transform, scratch, lanes, message, parity, column, done)
-
-
-@njit(inline="always")
-def _correct_many(planes, locator, lengths, hopeful, transform, scratch, lanes, message, parity, column, done):
-    """Correct the hopeful lanes by a transform; if `lanes` is not empty, lane i stands for lane lanes[i]."""
-    work, roots, located = scratch.work, scratch.roots, scratch.located
-    points, positions = transform.points, transform.positions
-    depth, octets = transform.depth, positions.shape[0] >> (transform.depth + 3)
-    length = message.shape[0] + parity.shape[0]
-    ours, theirs = np.intp(locator.ctypes.data), np.intp(work.ctypes.data)
-    leaves = _split(planes, depth, np.intp(transform.twists.ctypes.data), ours, theirs)
-    other = theirs if leaves == ours else ours
-    for point in range(positions.shape[0]):
-        located[point] = ~np.uint64(0) if positions[point] < length else np.uint64(0)
-    for word in range(WORDS):
-        if not hopeful[word]:
-            continue
-        constants, found = np.intp(transform.constants.ctypes.data), np.intp(roots.ctypes.data)
-        _find_roots(planes, leaves, word, depth, constants, octets, other, found)
-        agree = hopeful[word] & _agreeing(roots[: positions.shape[0]], located, lengths, word, scratch.counts[:depth])
-        if lanes.shape[0]:
-            for bit in range(64):
-                if (agree >> np.uint64(bit)) & np.uint64(1):
-                    lane = lanes[64 * word + bit]
-                    done[lane >> 6] |= np.uint64(1) << np.uint64(lane & 63)
-            for point in range(positions.shape[0]):
-                left = roots[point] & agree
-                bit = 64 * word
-                while left:
-                    if left & np.uint64(1):
-                        _flip(message, parity, positions[point], 64 * column + lanes[bit])
-                    left >>= np.uint64(1)
-                    bit += 1
-        elif agree:
-            done[word] |= agree
-            for row in range(message.shape[0]):
-                message[row, column + word] ^= roots[points[length - 1 - row]] & agree
-            for row in range(parity.shape[0]):
-                parity[row, column + word] ^= roots[points[parity.shape[0] - 1 - row]] & agree
+    planes = counts.shape[0]
+    counts[:] = 0
+    bits, check = message.shape[0], parity.shape[0]
+    stride, step = 8 * message.shape[1], 8 * parity.shape[1]
+    rows, ends = np.intp(message.ctypes.data) + 8 * column, np.intp(parity.ctypes.data) + 8 * column
+    found, totals = np.intp(roots.ctypes.data), np.intp(counts.ctypes.data)
+    keep = _get(np.intp(hopeful.ctypes.data))
+    _toggle(rows, stride, bits, points[check:], found, keep, totals, planes)
+    _toggle(ends, step, check, points, found, keep, totals, planes)
+    wrong = _fill(0)
+    for j in range(planes):
+        length = _get(np.intp(lengths.ctypes.data) + 64 * j) if j < lengths.shape[0] else _fill(0)
+        wrong = _or(wrong, _xor(length, _get(totals + 64 * j)))
+    wrong = _and(wrong, keep)
+    agree = counts[0]
+    _put(np.intp(agree.ctypes.data), _and(keep, _not(wrong)))
+    if _any(wrong):
+        for i in range(bits + check):
+            at = rows + stride * i if i < bits else ends + step * (i - bits)
+            row = _get(found + 64 * points[bits + check - 1 - i])
+            _put(at, _xor(_get(at), _and(wrong, row)))
+    for lane in range(64 * WORDS):
+        if (agree[lane >> 6] >> np.uint64(lane & 63)) & np.uint64(1):
+            length = 0
+            for j in range(lengths.shape[0]):
+                length |= _bit(lengths, j, lane) << j
+            flips[lane] = length

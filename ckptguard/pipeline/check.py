@@ -34,14 +34,19 @@ def check(path: Path | str, *, jobs: int | None = None, progress: work.Progress 
 def examine_all(
     shards: Sequence[Shard], *, parity: bool, jobs: int | None, step: str, progress: work.Progress
 ) -> Iterator[tuple[int, Examined]]:
-    """(shard index, examined unit) for every unit of a set."""
+    """(shard index, examined unit) for every unit of a set; its bytes are overwritten once the next is asked for."""
+    room = work.Room()
     places = [(i, place) for i, shard in enumerate(shards) for place in shard.plan.all_units()]
 
     def one(task: tuple[int, tuple[int, int]]) -> tuple[int, Examined]:
         index, (stream, unit) = task
-        return index, examine(shards[index], stream, unit, parity=parity)
+        return index, examine(shards[index], stream, unit, parity=parity, room=room)
 
-    yield from work.run(one, places, jobs=jobs, step=step, total=len(places), progress=progress)
+    for index, examined in work.run(one, places, jobs=jobs, step=step, total=len(places), progress=progress):
+        yield index, examined
+        room.give(examined.read)
+        if examined.bytes is not examined.read:
+            room.give(examined.bytes)
 
 
 def add_metadata(report: Report, shards: Sequence[Shard]) -> None:

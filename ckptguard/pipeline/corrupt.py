@@ -189,6 +189,7 @@ def _corrupt_file(
 ) -> None:
     """Copy a file through a channel, 1 MiB at a time, and count what changed."""
     key = NoiseKey(row.seed, one.shard_key)
+    room = work.Room()
     with one.path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         known = np.cumsum([length for _, length in one.regions], dtype=np.int64)
@@ -198,13 +199,23 @@ def _corrupt_file(
 
         def task(offset: int) -> _Changes:
             length = min(step, size - offset)
-            before, after = np.zeros((2, -(-length // 8)), np.uint64)
-            read_exactly_into(file, offset, before.view(np.uint8)[:length])
+            whole = length + -length % 8
+            before, after = room.take(whole), room.take(whole)
+            before[length:] = 0
+            read_exactly_into(file, offset, before[:length])
             after[:] = before
-            stored = after.view(np.uint8)[:length]
+            stored = after[:length]
             channel.corrupt(stored, offset // BLOCK_BYTES, key)
             write_at(target, offset, stored)
-            return _changes(offset, before, after, ends, positions=len(row.positions) < MAX_POSITIONS)
+            found = _changes(
+                offset,
+                before.view(np.uint64),
+                after.view(np.uint64),
+                ends,
+                positions=len(row.positions) < MAX_POSITIONS,
+            )
+            room.give(before, after)
+            return found
 
         offsets = range(0, size, step)
         for found in work.run(

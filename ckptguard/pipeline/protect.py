@@ -359,6 +359,7 @@ def _write_shard(
                 if part.representation != "native":
                     losses[index] = loss
 
+        room = work.Room()
         whole = sources[0] if job.is_image or shard.beside else None
 
         def read(offset: int, target: Bytes) -> None:
@@ -370,7 +371,7 @@ def _write_shard(
         def encode(place: tuple[int, int]) -> None:
             unit = shard.unit(*place)
             stream = shard.streams[unit.stream]
-            data = np.empty(unit_bytes(unit), np.uint8)
+            data = room.take(unit_bytes(unit))
             for offset, where in runs(unit):
                 read(offset, data[where])
                 if whole is not None and not shard.beside:
@@ -384,6 +385,7 @@ def _write_shard(
                 parity = stream.code.encode(words, stream.mask)
                 digests.parity[unit.parity_digest] = xxhash.xxh3_64_intdigest(parity.data)
                 writer.write_parity(unit.parity_offset, parity)
+            room.give(data)
 
         units = shard.all_units()
         for _ in work.run(encode, units, jobs=jobs, step=f"protect {shard.name}", total=len(units), progress=progress):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xxhash
 
 from ckptguard import plan, representations
+from ckptguard.pipeline import work
 from ckptguard.pipeline.shard import Shard
 from ckptguard.plan import Part, Piece, ShardPlan, Unit
 
@@ -179,14 +180,18 @@ def protected_digests(unit: Unit, words: Words, mask: int) -> npt.NDArray[np.uin
     )
 
 
-def examine(shard: Shard, stream_index: int, unit_index: int, *, parity: bool = False) -> Examined:
+def examine(
+    shard: Shard, stream_index: int, unit_index: int, *, parity: bool = False, room: work.Room | None = None
+) -> Examined:
     """Read a unit, and decode it if its protected bits are not what was written.
 
     Args:
         parity: look at the unit's parity even where the message needs none of it.
+        room: where memory for the bytes is taken from.
     """
+    room = room or work.Room()
     unit = shard.plan.unit(stream_index, unit_index)
-    data = np.empty(unit_bytes(unit), np.uint8)
+    data = room.take(unit_bytes(unit))
     for offset, where in runs(unit):
         shard.file.read_payload_into(offset, [data[where]])
     restored = _replace_headers(shard.plan, unit, data)
@@ -202,7 +207,9 @@ def examine(shard: Shard, stream_index: int, unit_index: int, *, parity: bool = 
     found = [State.EXACT if e else State.PROTECTED if i else State.LOST for e, i in zip(exact, intact, strict=True)]
     if intact.all():
         return _without_decoding(shard, unit, data, found, parity, restored)
-    return _decode(shard, unit, data, words, found, indices, parity)
+    fresh = room.take(words.nbytes).view(np.uint64)
+    fresh[:] = words
+    return _decode(shard, unit, data, words, fresh, found, indices, parity)
 
 
 def _replace_headers(shard: ShardPlan, unit: Unit, data: Bytes) -> dict[int, int]:
@@ -244,14 +251,21 @@ def _parity_is_exact(shard: Shard, unit: Unit, parity: Bytes) -> bool:
 
 
 def _decode(
-    shard: Shard, unit: Unit, data: Bytes, words: Words, found: list[State], indices: slice, parity: bool
+    shard: Shard,
+    unit: Unit,
+    data: Bytes,
+    before: Words,
+    words: Words,
+    found: list[State],
+    indices: slice,
+    parity: bool,
 ) -> Examined:
+    """Decode `words`, a copy of `before`, in place."""
     from ckptguard.kernels import differences
 
     stream = shard.plan.streams[unit.stream]
     stored = shard.file.read_parity(unit.parity_offset, unit.layout.parity_bytes)
     damaged = not _parity_is_exact(shard, unit, stored)
-    before, words = words, words.copy()
     flips = stream.code.decode(words, stream.mask, stored).flips
     for piece, state in zip(unit.pieces, found, strict=True):
         if state != State.LOST:  # what a digest has proved, no wrong codeword shall spoil

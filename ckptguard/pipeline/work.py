@@ -9,6 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -21,6 +24,25 @@ class Progress(Protocol):
 
 def silent(step: str, done: int, total: int) -> None:
     """The progress of those who want none."""
+
+
+class Room:
+    """Memory that is used again: fresh memory comes page by page, which for threads can take longer than the work."""
+
+    def __init__(self) -> None:
+        self._free: deque[npt.NDArray[np.uint8]] = deque()
+
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        """(size,) bytes of any content. Thread-safe."""
+        try:
+            array = self._free.pop()
+        except IndexError:
+            return np.empty(size, np.uint8)
+        return array[:size] if array.size >= size else np.empty(size, np.uint8)
+
+    def give(self, *arrays: npt.NDArray[np.uint8]) -> None:
+        """Take back what nobody looks at any more. Thread-safe."""
+        self._free.extend(arrays)
 
 
 def default_jobs() -> int:
