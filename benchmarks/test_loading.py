@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,12 +23,24 @@ RATES = ("1e-6", "1e-4", "1e-2")
 Load = Callable[[Path], object]
 
 
+def read_afresh(path: Path) -> None:
+    """Leave a file in the page cache as reading it does; pages just written are mapped in smaller runs."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    while os.read(descriptor, 8 << 20):
+        pass
+    os.close(descriptor)
+
+
 def protected(path: Path, arrays: dict[str, np.ndarray], rates: tuple[str, ...] = ()) -> Path:
     """A folder with a plain file, a clean container and worn ones."""
     safetensors.numpy.save_file(arrays, path / "model.safetensors")
     ckptguard.protect(path / "model.safetensors", path / "clean.ckg", code="bch:8191,6176")
     for rate in rates:
         ckptguard.corrupt(path / "clean.ckg", path / f"{rate}.ckg", seed=1, channel=f"bsc:{rate}")
+    for file in path.iterdir():
+        read_afresh(file)
     return path
 
 
