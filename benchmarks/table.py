@@ -102,8 +102,8 @@ def _document(about: dict[str, Any], rows: list[Row], image: str) -> str:
         + ".",
         "",
         "Contenders of a row were timed in turn, round after round; ratios are medians of the ratios of a round. "
-        "GB/s are 10^9 bytes of information (codes), of data (SEC-DED), of float32 (gather), of the file (channels, load) per "
-        "second. Figures on one thread are CPU time of the thread; loads and commands are on the clock.",
+        "GB/s are 10^9 bytes of information (codes), of data (SEC-DED), of float32 (gather), of the file (channels, "
+        "load) per second. Figures on one thread are CPU time of the thread; loads and commands are on the clock.",
         "",
         *[f"Not found: {name} ({purpose})." for name, purpose in about["peers not found"].items()],
         "",
