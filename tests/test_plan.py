@@ -13,12 +13,12 @@ from containers import ELEMENT_BITS, safetensors_bytes, tensors
 from ckptguard import codes, plan, representations
 from ckptguard.codes.base import TILE_WORDS
 from ckptguard.container import sections
-from ckptguard.container.parts import PartColumns, read_plan
 from ckptguard.container.sections import Section
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import ContainerError, SpecError
 from ckptguard.pipeline.units import gather_words, piece_slices, scatter_words
 from ckptguard.plan import HEADER, TENSOR, Part, ShardPlan, Source, check_source_names, from_json, lay_out
+from ckptguard.plan.columns import PartColumns, read_plan
 
 CODES = ("secded:72,64", "secded:32,26", "crc", "none")
 SPECS = ("native", "fixed:2", "fixed:5", "fixed:9,sign-magnitude", "fixed:16")
@@ -214,7 +214,7 @@ def test_a_plan_is_read_the_same_by_columns_and_by_records(seed: int, monkeypatc
     record, headers = read_plan(section), [source.header for source in shard.sources]
     assert isinstance(record["parts"], PartColumns)
     assert from_json(shard.name, record, headers, shard.payload_bytes, shard.beside) == shard
-    monkeypatch.setattr("ckptguard.plan.spells", lambda *columns: False)
+    monkeypatch.setattr("ckptguard.plan.record.spells", lambda *columns: False)
     assert from_json(shard.name, record, headers, shard.payload_bytes, shard.beside) == shard
 
 

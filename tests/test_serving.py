@@ -923,6 +923,19 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(ckptguard.__file__).parents[1])
 
 
+@pytest.mark.parametrize("backend", ["pread", "mmap"])
+def test_a_clean_container_is_inspected_and_loaded_without_numba(files: Files, backend: str) -> None:
+    program = f"""
+import sys
+import ckptguard, ckptguard.cli
+assert ckptguard.inspect({str(files.clean)!r}).tensors
+with ckptguard.safe_open({str(files.clean)!r}, "np", backend={backend!r}) as opened:
+    opened.get_tensor("wide"), opened.get_slice("narrow")[3:5]
+assert "numba" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(ckptguard.__file__).parents[1])
+
+
 # --- saving ---------------------------------------------------------------------------------------
 
 

@@ -505,7 +505,7 @@ class _Solver:
 
 
 def _ones(bitmap: Rows) -> int:
-    return int(np.bitwise_count(bitmap).sum())
+    return int.from_bytes(bitmap.tobytes(), "little").bit_count()
 
 
 _NO_TAILS = np.zeros((0, 0), np.uint64)

@@ -4,9 +4,12 @@ Ten successive rows of a lane are a symbol, row j of them the coefficient of alp
 symbols of all lanes with the factors of a Cauchy matrix, any square part of which is invertible; so r outer words make
 good any r lanes that are known to be lost.
 
+The sums are a binary matrix times the symbols, 512 of them side by side, by the method of four Russians.
+
 Source: J. Bloemer et al., An XOR-Based Erasure-Resilient Coding Scheme, ICSI TR-95-048, 1995 (Cauchy matrices as bits).
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 from __future__ import annotations
 
 from functools import lru_cache
@@ -16,6 +19,9 @@ import numpy.typing as npt
 from numba import njit
 
 from ckptguard.kernels import algebra
+from ckptguard.kernels.bch import picks_of
+from ckptguard.kernels.bitsliced import BITS, TABLES, WINDOW, combine
+from ckptguard.kernels.vectors import _fill, _get, _put, _transpose
 
 Rows = npt.NDArray[np.uint64]
 Bits = npt.NDArray[np.uint8]
@@ -35,56 +41,53 @@ def factors(words: int) -> Elements:
 
 
 @lru_cache(maxsize=8)
-def _tables(words: int) -> Rows:
-    """(w, 10, 128, 16) uint64: what four lanes of input row j add to output bit i of word p, at bit i * words + p."""
+def _picks(words: int) -> Rows:
+    """For `bitsliced.combine`: bit j of lane c, row 512 * j + c, adds to bit i of outer word p, row words * i + p."""
     field = algebra.field(M)
     products = field.multiply(factors(words)[:, :, None], field.exp[:M])  # (words, lanes, j)
     bits = (products[..., None] >> np.arange(M)) & 1  # (words, lanes, j, i)
-    flat = bits.transpose(2, 1, 3, 0).reshape(M, GROUP_LANES, M * words)
-    size = -(-M * words // 64)
-    packed = np.zeros((M, GROUP_LANES, 8 * size), np.uint8)
-    some = np.packbits(flat.astype(np.uint8), axis=-1, bitorder="little")
-    packed[..., : some.shape[-1]] = some
-    lanes = packed.view("<u8").astype(np.uint64).reshape(M, GROUP_LANES // 4, 4, size)
-    tables = np.zeros((M, GROUP_LANES // 4, 16, size), np.uint64)
-    for lane in range(4):
-        chosen = np.arange(16) >> lane & 1 == 1
-        tables[:, :, chosen] ^= lanes[:, :, lane, None]
-    return np.ascontiguousarray(np.moveaxis(tables, -1, 0))
+    return picks_of(bits.transpose(3, 0, 2, 1).reshape(M * words, M * GROUP_LANES).astype(np.uint8))
 
 
 @njit(cache=True, nogil=True)
-def _sum_lanes(message: Rows, tables: Rows, words: int, out: Rows) -> None:
-    """Outer words of one group of 512 lanes.
+def _take_symbols(message, first, square, rows):
+    """Bit j of symbol first + 64 * w + s of lane c becomes bit s of rows[512 * j + c, w]; the symbols of all groups are
+    counted through, those beyond the last are zero.
 
     Args:
-        message: (rows, 8) uint64, rows a multiple of 10.
-        tables: (w, 10, 128, 16) uint64, of `_tables`.
-        out: (rows,) uint64; bit p of a row becomes that row of outer word p.
+        message: (rows, 8 * groups) uint64, rows a multiple of 10.
+        square: (64, 8) uint64 scratch.
     """
-    size = tables.shape[0]
-    total = np.zeros(size + 1, np.uint64)
-    keep = ~np.uint64(0) >> np.uint64(64 - words)
-    for first in range(0, message.shape[0], 10):
-        for w in range(size):
-            sums = np.uint64(0)
-            for j in range(10):
-                for word in range(8):
-                    lanes = message[first + j, word]
-                    for nibble in range(0, 16, 4):
-                        part = lanes >> np.uint64(4 * nibble)
-                        place = 16 * word + nibble
-                        sums ^= tables[w, j, place, part & np.uint64(15)]
-                        sums ^= tables[w, j, place + 1, (part >> np.uint64(4)) & np.uint64(15)]
-                        sums ^= tables[w, j, place + 2, (part >> np.uint64(8)) & np.uint64(15)]
-                        sums ^= tables[w, j, place + 3, (part >> np.uint64(12)) & np.uint64(15)]
-            total[w] = sums
-        for i in range(10):
-            low, shift = (i * words) >> 6, np.uint64((i * words) & 63)
-            value = total[low] >> shift
-            if shift > 0:
-                value |= total[low + 1] << (np.uint64(64) - shift)
-            out[first + i] = value & keep
+    stride, source = 8 * message.shape[1], np.intp(message.ctypes.data)
+    length, buffer, zero = message.shape[0] // 10, np.intp(square.ctypes.data), _fill(0)
+    count = length * (message.shape[1] >> 3)
+    places = np.empty(64, np.intp)
+    for place in range(min(8, -(-(count - first) // 64))):
+        for i in range(64):
+            symbol = first + 64 * place + i
+            places[i] = source + 64 * (symbol // length) + 10 * stride * (symbol % length) if symbol < count else 0
+        for j in range(10):
+            for i in range(64):
+                _put(buffer + 64 * i, _get(places[i] + stride * j) if places[i] else zero)
+            _transpose(buffer)
+            for word in range(8):
+                for i in range(64):
+                    rows[512 * j + 64 * word + i, place] = square[i, word]
+
+
+@njit(cache=True, nogil=True)
+def _give_symbols(sums, words, first, square, out):
+    """Bit p of out[10 * (first + 64 * w + s) + j] becomes bit s of sums[words * j + p, w]; `out` is flat."""
+    source, buffer = np.intp(sums.ctypes.data), np.intp(square.ctypes.data)
+    for j in range(10):
+        for i in range(64):
+            _put(buffer + 64 * i, _get(source + 64 * (words * j + i)) if i < words else _fill(0))
+        _transpose(buffer)
+        for place in range(8):
+            for i in range(64):
+                row = 10 * (first + 64 * place + i) + j
+                if row < out.shape[0]:
+                    out[row] = square[i, place]
 
 
 def sum_lanes(message: Rows, words: int) -> Rows:
@@ -92,10 +95,16 @@ def sum_lanes(message: Rows, words: int) -> Rows:
 
     Bit p of [row, group] is that row of outer word p of the group; words <= 64.
     """
-    out = np.zeros((message.shape[1] // 8, message.shape[0]), np.uint64)
-    for group in range(len(out)):
-        _sum_lanes(np.ascontiguousarray(message[:, 8 * group : 8 * group + 8]), _tables(words), words, out[group])
-    return np.ascontiguousarray(out.T)
+    message, picks = np.ascontiguousarray(message), _picks(words)
+    groups, size = message.shape[1] // 8, message.shape[0]
+    out = np.zeros(groups * size, np.uint64)
+    rows, sums = np.zeros((len(picks) * WINDOW, 8), np.uint64), np.zeros((M * words, 8), np.uint64)
+    square, table = np.zeros((64, 8), np.uint64), np.zeros((TABLES << BITS, 8), np.uint64)
+    for first in range(0, len(out) // M, 512):
+        _take_symbols(message, first, square, rows)
+        combine(rows, picks, sums, table)
+        _give_symbols(sums, words, first, square, out)
+    return np.ascontiguousarray(out.reshape(groups, size).T)
 
 
 def fill_in(

@@ -38,10 +38,14 @@ def _solve(locator, lane, length, field):
     if second == 0:
         return -1, -1
     # With z = first * y, z^2 + first * z + second = 0 becomes y^2 + y = second / first^2.
-    y = field.halves[field.exp[(field.log[second] + 2 * (order - field.log[first])) % order]]
+    power = field.log[first]
+    quotient = field.log[second] - power
+    quotient += order if quotient < 0 else 0
+    y = field.halves[field.exp[quotient - power + order]]
     if y < 0:
         return -1, -1
-    return (field.log[first] + field.log[y]) % order, (field.log[first] + field.log[y ^ 1]) % order
+    one, other = power + field.log[y], power + field.log[y ^ 1]
+    return one - (order if one >= order else 0), other - (order if other >= order else 0)
 
 
 @njit(cache=True, nogil=True)
@@ -59,21 +63,26 @@ def solve_short(locator, lengths, hopeful, field, powers, found, lanes):
         How many are left.
     """
     left = 0
-    for lane in range(64 * WORDS):
-        found[lane] = 0
-        if not _bit(hopeful.reshape(1, WORDS), 0, lane):
-            continue
-        length = 0
-        for j in range(lengths.shape[0]):
-            length |= _bit(lengths, j, lane) << j
-        if length > 2:
-            lanes[left] = lane
-            left += 1
-            continue
-        hopeful[lane >> 6] &= ~(np.uint64(1) << np.uint64(lane & 63))
-        powers[lane, 0], powers[lane, 1] = _solve(locator, lane, length, field)
-        if powers[lane, length - 1] >= 0:
-            found[lane] = length
+    found[:] = 0
+    for word in range(WORDS):
+        some, many = hopeful[word], np.uint64(0)
+        for j in range(2, lengths.shape[0]):
+            many |= lengths[j, word]
+        if lengths.shape[0] > 1:
+            many |= lengths[0, word] & lengths[1, word]
+        hopeful[word] = some & many
+        while some:
+            lowest = some & (~some + np.uint64(1))
+            some ^= lowest
+            lane = 64 * word + _lowest(lowest)
+            if many & lowest:
+                lanes[left] = lane
+                left += 1
+                continue
+            length = 1 if lengths[0, word] & lowest else 2
+            powers[lane, 0], powers[lane, 1] = _solve(locator, lane, length, field)
+            if powers[lane, length - 1] >= 0:
+                found[lane] = length
     return left
 
 

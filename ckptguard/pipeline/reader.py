@@ -36,6 +36,7 @@ from ckptguard.spec import suggestion
 ON_ERROR = ("raise", "raw", "null")
 _CACHED_UNITS = 8
 _SPAN_BYTES = 4 << 20
+_MAP_BYTES = 16 << 20  # looked at in one task where nothing is read into buffers
 _READ_BYTES = 1 << 20  # so much is read before it is hashed: it is still in the cache then
 
 Bytes = npt.NDArray[np.uint8]
@@ -212,21 +213,21 @@ class Reader:
             bits[where] = found
         return bits
 
-    def _batches(self, shard: int, pieces: Indices) -> list[_Batch]:
-        """(shard, pieces), in the order of the payload, a few megabytes at a time."""
+    def _batches(self, shard: int, pieces: Indices, span: int = _SPAN_BYTES) -> list[_Batch]:
+        """(shard, pieces), in the order of the payload, `span` bytes at a time."""
         table = self._shards[shard].plan.table
         ordered = pieces[np.argsort(table.offset[pieces], kind="stable")]
-        number = np.cumsum(table.bytes[ordered]) // _SPAN_BYTES
+        number = np.cumsum(table.bytes[ordered]) // span
         parts = np.split(ordered, np.flatnonzero(np.diff(number)) + 1) if ordered.size else []
         return [(shard, part) for part in parts]
 
-    def _pieces_of(self, places: Iterable[tuple[int, int]]) -> list[_Batch]:
+    def _pieces_of(self, places: Iterable[tuple[int, int]], span: int = _SPAN_BYTES) -> list[_Batch]:
         """All pieces of some parts, in batches."""
         chosen = {shard: np.zeros(len(one.plan.parts), np.bool_) for shard, one in enumerate(self._shards)}
         for shard, part in places:
             chosen[shard][part] = True
         pieces = {s: np.flatnonzero(parts[self._shards[s].plan.table.part]) for s, parts in chosen.items()}
-        return [batch for shard, indices in pieces.items() for batch in self._batches(shard, indices)]
+        return [batch for shard, indices in pieces.items() for batch in self._batches(shard, indices, span)]
 
     def _read(self, shard: int, pieces: Indices, targets: Sequence[Bytes]) -> list[int]:
         """Read pieces, in the order of the payload, into arrays of their sizes; those that are not as written."""
@@ -404,7 +405,7 @@ class Reader:
         """
         places = {name: self.place(name) for name in names}
         views = {name: view for name, place in places.items() if (view := self._view(*place)) is not None}
-        self._look(self._check, self._pieces_of(places[name] for name in views), self._correct, jobs)
+        self._look(self._check, self._pieces_of((places[name] for name in views), _MAP_BYTES), self._correct, jobs)
         return views
 
     def view(self, name: str, stretches: Iterable[tuple[int, int]]) -> Bytes | None:
@@ -412,11 +413,9 @@ class Reader:
         shard, index = self.place(name)
         if (view := self._view(shard, index)) is None:
             return None
-        pieces: set[int] = set()
-        for begin, end in stretches:
-            pieces.update(self._shards[shard].plan.pieces_of_part(index, begin, end))
-        indices = np.array(sorted(pieces), np.int64)
-        batches = self._batches(shard, indices[~self._settled[shard][indices]])
+        touched = [self._shards[shard].plan.pieces_of_part(index, begin, end) for begin, end in stretches]
+        indices = np.unique(np.concatenate([np.arange(one.start, one.stop) for one in touched or [range(0)]]))
+        batches = self._batches(shard, indices[~self._settled[shard][indices]], _MAP_BYTES)
         self._look(self._check, batches, self._correct, self._jobs)
         return view
 

@@ -16,12 +16,12 @@ import xxhash
 
 from ckptguard import __version__, plan
 from ckptguard.container import sections
-from ckptguard.container.parts import read_plan
 from ckptguard.container.sections import Section
 from ckptguard.container.shard_file import SUFFIX, ShardFile
 from ckptguard.container.superblock import Superblock
 from ckptguard.errors import CkptGuardError, ContainerError, MismatchError
 from ckptguard.plan import ShardPlan
+from ckptguard.plan.columns import read_plan
 from ckptguard.representations.base import Losses
 
 KNOWN_SECTIONS = {"INFO": 0, "PLAN": 0, "HEAD": 0, "DGST": 0, "SCAL": 0, "LOSS": 0}
