@@ -181,10 +181,6 @@ class ShardFile:
         """Where a payload byte really lies in `payload_path`; negative where the file lacks it."""
         return self.superblock.payload_offset + offset - (0 if self.superblock.beside else self.missing_front)
 
-    def parity_position(self, offset: int) -> int:
-        """Where a byte of the parity region really lies in `path`; negative where the file lacks it."""
-        return self.superblock.parity_offset + offset - self.missing_front
-
     def metadata_images(self) -> Iterator[tuple[int, bytes]]:
         """(position in the file, bytes that belong there) of superblocks and metadata copies, as they should be."""
         block = armour(self.superblock.pack())

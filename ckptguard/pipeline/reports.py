@@ -194,11 +194,3 @@ class Tally:
 def _worse(word: str, state: State) -> str:
     order = list(_WORDS.values())
     return max(word, _WORDS[state], key=order.index)
-
-
-def examined_tally(shards: Sequence[Shard], examined: Iterable[tuple[int, Examined]]) -> Report:
-    """The report of a whole pass."""
-    tally = Tally(shards)
-    for index, one in examined:
-        tally.add(index, one)
-    return tally.report
