@@ -274,14 +274,14 @@ def _expand(index: int, mask: str, name: str, word_bits: int) -> str:
         if bits > word_bits and not top.group(2):
             raise MaskError(
                 f"rule {index}: {mask!r} wants more bits than the {word_bits} that the words of tensor {name!r} have; "
-                f"see `ckptguard inspect`, or write '{mask},or-all' to protect shorter words wholly"
+                f"write '{mask},or-all' to protect shorter words wholly"
             )
         bits = min(bits, word_bits)
         return "1" * bits + "0" * (word_bits - bits)
     if len(mask) != word_bits:
         raise MaskError(
             f"rule {index}: the mask has {len(mask)} positions but the words of tensor {name!r} have {word_bits} bits; "
-            "see `ckptguard inspect`, or put a rule for this tensor before"
+            "put a rule for this tensor before, or write 'top:N'"
         )
     return mask
 

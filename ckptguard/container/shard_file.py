@@ -349,7 +349,9 @@ def _find_superblock(path: Path, descriptor: int, size: int) -> tuple[Superblock
         raise ContainerError(f"{path}: {error}") from error
     if looks_like_superblock(head) or looks_like_superblock(tail):
         raise MetadataLostError(f"{path}: both superblocks are damaged beyond repair; nothing can be located")
-    raise ContainerError(f"{path}: no ckptguard container (no superblock at either end); `ckptguard protect` makes one")
+    beside = path.with_name(path.name + SUFFIX)
+    advice = f"name {beside}, which protects it" if beside.exists() else "`ckptguard protect` makes one"
+    raise ContainerError(f"{path}: no ckptguard container (no superblock at either end); {advice}")
 
 
 def _check_sizes(path: Path, superblock: Superblock, size: int) -> None:

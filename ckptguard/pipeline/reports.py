@@ -25,7 +25,7 @@ class TensorReport:
         found: the same, before decoding.
         pieces, damaged_pieces, lost_pieces: grains of digest: all, damaged as read, lost after decoding.
         corrected_bits: stored bits that the decoder flipped back.
-        affected_elements: elements with bits in codewords that could not be decoded (at most; see docs/format.md).
+        affected_elements: elements with bits in codewords that could not be decoded (at most).
     """
 
     name: str
