@@ -15,21 +15,12 @@ class DType:
         word_bits: of the word a mask speaks of. It is the element, except that C64 has one word per component and the
             4- and 6-bit floats are taken as opaque bytes.
         numpy: little-endian numpy type string, or None where numpy has none.
-        sign_bits, exponent_bits: of the word, from the most significant bit on; the rest is fraction. Zero and zero for
-            what is not a float.
     """
 
     name: str
     bits: int
     word_bits: int
     numpy: str | None
-    sign_bits: int = 0
-    exponent_bits: int = 0
-
-    @property
-    def is_float(self) -> bool:
-        """True for real floating-point types with words of their own (so not F4 and F6)."""
-        return self.exponent_bits > 0 and self.name != "C64"
 
     def words(self, size: int) -> int:
         """How many mask words `size` bytes hold."""
@@ -42,22 +33,22 @@ _ALL = (
     DType("F6_E2M3", 6, 8, None),
     DType("F6_E3M2", 6, 8, None),
     DType("U8", 8, 8, "|u1"),
-    DType("I8", 8, 8, "|i1", 1),
-    DType("F8_E5M2", 8, 8, None, 1, 5),
-    DType("F8_E4M3", 8, 8, None, 1, 4),
-    DType("F8_E8M0", 8, 8, None, 0, 8),
-    DType("F8_E4M3FNUZ", 8, 8, None, 1, 4),
-    DType("F8_E5M2FNUZ", 8, 8, None, 1, 5),
-    DType("I16", 16, 16, "<i2", 1),
+    DType("I8", 8, 8, "|i1"),
+    DType("F8_E5M2", 8, 8, None),
+    DType("F8_E4M3", 8, 8, None),
+    DType("F8_E8M0", 8, 8, None),
+    DType("F8_E4M3FNUZ", 8, 8, None),
+    DType("F8_E5M2FNUZ", 8, 8, None),
+    DType("I16", 16, 16, "<i2"),
     DType("U16", 16, 16, "<u2"),
-    DType("F16", 16, 16, "<f2", 1, 5),
-    DType("BF16", 16, 16, None, 1, 8),
-    DType("I32", 32, 32, "<i4", 1),
+    DType("F16", 16, 16, "<f2"),
+    DType("BF16", 16, 16, None),
+    DType("I32", 32, 32, "<i4"),
     DType("U32", 32, 32, "<u4"),
-    DType("F32", 32, 32, "<f4", 1, 8),
-    DType("C64", 64, 32, "<c8", 1, 8),
-    DType("F64", 64, 64, "<f8", 1, 11),
-    DType("I64", 64, 64, "<i8", 1),
+    DType("F32", 32, 32, "<f4"),
+    DType("C64", 64, 32, "<c8"),
+    DType("F64", 64, 64, "<f8"),
+    DType("I64", 64, 64, "<i8"),
     DType("U64", 64, 64, "<u8"),
 )
 

@@ -39,7 +39,7 @@ def atomic_writer(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
             file.flush()
             os.fsync(file.fileno())
         _take_name(temporary, target, overwrite)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -64,7 +64,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         _sync_tree(temporary)
         _check_target(target, overwrite, folder=True)
         _move_folder(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -182,10 +182,11 @@ def _sync_tree(root: Path) -> None:
             if file.is_file() and not file.is_symlink():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
-        _sync_folder(Path(folder))
+        sync_folder(Path(folder))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make durable which names a folder holds."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ckptguard.dtypes import DType
 from ckptguard.errors import MaskError
 from ckptguard.spec import suggestion
 
@@ -195,33 +194,11 @@ class MaskSet:
 
 
 @dataclass(frozen=True)
-class FieldCounts:
-    """How many bits of a mask lie in each field of a word."""
-
-    sign: int
-    exponent: int
-    fraction: int
-
-
-@dataclass(frozen=True)
 class Similarity:
     """Share of mask positions that agree, per tensor and as the plain mean over tensors."""
 
     per_tensor: dict[str, float]
     mean: float
-
-
-def mask_fields(mask: str, dtype: DType) -> FieldCounts:
-    """Count the protected bits by field; for what is no float, all but the sign count as fraction.
-
-    Raises:
-        MaskError: the mask is not as long as the words of `dtype`.
-    """
-    if len(mask) != dtype.word_bits:
-        raise MaskError(f"the mask has {len(mask)} positions but the words of {dtype.name} have {dtype.word_bits} bits")
-    fraction = dtype.sign_bits + dtype.exponent_bits
-    sign = mask[: dtype.sign_bits].count("1")
-    return FieldCounts(sign, mask[dtype.sign_bits : fraction].count("1"), mask[fraction:].count("1"))
 
 
 def redundancy(parts: Iterable[tuple[int, str, float]]) -> float:
@@ -297,14 +274,14 @@ def _expand(index: int, mask: str, name: str, word_bits: int) -> str:
         if bits > word_bits and not top.group(2):
             raise MaskError(
                 f"rule {index}: {mask!r} wants more bits than the {word_bits} that the words of tensor {name!r} have; "
-                f"see `ckptguard inspect`, or write '{mask},or-all' to protect shorter words wholly"
+                f"write '{mask},or-all' to protect shorter words wholly"
             )
         bits = min(bits, word_bits)
         return "1" * bits + "0" * (word_bits - bits)
     if len(mask) != word_bits:
         raise MaskError(
             f"rule {index}: the mask has {len(mask)} positions but the words of tensor {name!r} have {word_bits} bits; "
-            "see `ckptguard inspect`, or put a rule for this tensor before"
+            "put a rule for this tensor before, or write 'top:N'"
         )
     return mask
 

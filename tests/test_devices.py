@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ckptguard import channels, devices
-from ckptguard.devices import Device, DeviceMap, default_device, load_profile
+from ckptguard.devices import Device, DeviceMap, load_profile
 from ckptguard.devices.profile import parse_profile
 from ckptguard.errors import SpecError
 
@@ -165,7 +165,7 @@ def test_a_rate_that_is_no_probability_is_refused_at_its_point():
 
 
 def test_a_device_survives_json():
-    for device in (load_profile("nand.tlc72.powerlaw").at(pe=3000), default_device(), Device("a", channel="bsc:0.01")):
+    for device in (load_profile("nand.tlc72.powerlaw").at(pe=3000), Device("default"), Device("a", channel="bsc:0.01")):
         assert Device.from_json(json.loads(json.dumps(device.to_json()))) == device
 
 
@@ -187,10 +187,6 @@ def test_a_device_survives_json():
 def test_what_is_no_device_is_refused(value, message):
     with pytest.raises(SpecError, match=message):
         Device.from_json(value)
-
-
-def test_the_default_device_claims_nothing():
-    assert default_device() == Device("default", None, {}, None, "", "")
 
 
 def test_a_tensor_lies_on_the_first_device_that_matches(tmp_path):

@@ -10,9 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from ckptguard.dtypes import DTYPES
 from ckptguard.errors import MaskError
-from ckptguard.masks import FieldCounts, MaskSet, Rule, mask_fields, redundancy, similarity
+from ckptguard.masks import MaskSet, Rule, redundancy, similarity
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -256,29 +255,6 @@ def test_one_rule_per_tensor_stays_fast_for_thousands() -> None:
     resolution = masks.resolve([(name, 8) for name in names])
     assert [tensor.rule for tensor in resolution.tensors] == list(range(2000))
     assert len(resolution.unused) == 2000
-
-
-@pytest.mark.parametrize(
-    ("dtype", "mask", "expected"),
-    [
-        ("F32", "1" + "11000000" + "1" * 3 + "0" * 20, FieldCounts(1, 2, 3)),
-        ("BF16", "0" + "11111111" + "1000000", FieldCounts(0, 8, 1)),
-        ("F16", "1" + "11111" + "1110000000", FieldCounts(1, 5, 3)),
-        ("F64", "1" * 64, FieldCounts(1, 11, 52)),
-        ("F8_E4M3", "1" + "1000" + "001", FieldCounts(1, 1, 1)),
-        ("F8_E8M0", "11110000", FieldCounts(0, 4, 0)),
-        ("I8", "11000000", FieldCounts(1, 0, 1)),
-        ("U8", "11000000", FieldCounts(0, 0, 2)),
-        ("C64", "1" * 32, FieldCounts(1, 8, 23)),
-    ],
-)
-def test_protected_bits_are_counted_by_field(dtype: str, mask: str, expected: FieldCounts) -> None:
-    assert mask_fields(mask, DTYPES[dtype]) == expected
-
-
-def test_fields_of_a_mask_of_another_width_are_refused() -> None:
-    with pytest.raises(MaskError, match="words of F16 have 16 bits"):
-        mask_fields("1" * 32, DTYPES["F16"])
 
 
 def test_redundancy_weighs_tensors_by_their_bits_and_codes() -> None:

@@ -9,8 +9,10 @@ import click
 from ckptguard.cli import options
 from ckptguard.cli.output import Output, write
 
-_CODES = ("none", "crc", "secded:72,64", "bch:1023,513", "bch:8191,6722")
+_CODES = ("none", "crc", "secded:72,64", "bch:8191,6722", "bch:8191,6722,outer=4")
 _CHANNELS = ("bsc:1e-3", "asymmetric:1e-3,1e-4", "burst:1e-5,1e-2,0.5", "erasure:4096,1e-3")
+_FEW = 20
+_WORDS = 3 * 512 + 100  # some whole tiles and a part of one
 
 
 @click.command(short_help="Print the completion script of a shell.")
@@ -36,24 +38,20 @@ def completion(context: click.Context, shell: str) -> None:
 def warmup(output: Output) -> int:
     """Compile all kernels now, so that later commands start at once. What is compiled is kept on disk.
 
-    Each line encodes, damages and decodes one small unit.
+    Each line encodes, damages and decodes one small unit. BCH codes have kernels for every length.
     """
     import numpy as np
 
-    from ckptguard import channels, codes
+    from ckptguard import channels
     from ckptguard.channels.base import NoiseKey
+    from ckptguard.kernels import algebra
     from ckptguard.report.table import table
 
+    lengths = [(1 << m) - 1 for m in range(algebra.MIN_M, algebra.MAX_M + 1)]
     rows: list[tuple[str, float]] = []
-    for spec in _CODES:
+    for spec in (*_CODES, *(_bch_of_length(n) for n in lengths)):
         start = time.perf_counter()
-        code = codes.make(spec)
-        words = np.arange(codes.TILE_WORDS, dtype=np.uint64)
-        mask = (1 << 64) - 1
-        parity = code.encode(words, mask)
-        code.check(words, mask, parity)
-        words[0] ^= np.uint64(1)
-        code.decode(words, mask, parity)
+        _exercise(spec)
         rows.append((spec, time.perf_counter() - start))
     for spec in _CHANNELS:
         start = time.perf_counter()
@@ -62,3 +60,32 @@ def warmup(output: Output) -> int:
     record = {"command": "warmup", "exit_status": 0, "seconds": dict(rows)}
     output.result(record, lambda: table(("kernels of", "seconds"), [(spec, f"{took:.2f}") for spec, took in rows]))
     return 0
+
+
+def _bch_of_length(n: int) -> str:
+    """The code of length n that corrects about twenty flips, or most of what there is."""
+    from ckptguard.codes.bch import dimensions
+
+    known = dimensions(n)
+    return f"bch:{n},{known[min(_FEW, len(known) - 1)]}"
+
+
+def _exercise(spec: str) -> None:
+    """Encode a unit and decode it with no, few, many and too many flips: each of these has kernels of its own."""
+    import numpy as np
+
+    from ckptguard import channels, codes
+    from ckptguard.channels.base import NoiseKey
+    from ckptguard.kernels import differences
+
+    code, mask = codes.make(spec), (1 << 64) - 1
+    words = np.arange(_WORDS, dtype=np.uint64)
+    stored = code.encode(words, mask)
+    for share in (0.0, 0.1, 0.5, 3.0):
+        damaged, parity = words.copy(), stored.copy()
+        rate = min(0.4, share * code.t / max(code.n, 1))
+        channels.make(f"bsc:{rate}").corrupt(damaged.view(np.uint8), 0, NoiseKey(0))
+        code.check(damaged, mask, parity)
+        code.decode(damaged, mask, parity)
+        differences.count_differences(words, damaged)
+        differences.count_changes(words, damaged, np.array([0, words.nbytes]), np.zeros((1, 2), np.int64))

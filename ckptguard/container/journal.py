@@ -21,6 +21,7 @@ import xxhash
 
 from ckptguard.container.shard_file import write_at
 from ckptguard.errors import ContainerError, MismatchError, UsageError
+from ckptguard.files import sync_folder
 
 _MAGIC = b"CKGREDO1"
 _HEAD = struct.Struct("<8sQ")
@@ -79,7 +80,7 @@ class Journal:
         self._file.write(self._digest.digest())
         self._file.flush()
         os.fsync(self._file.fileno())
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
         self._committed = True
 
     def _add(self, offset: int, data: Bytes) -> None:
@@ -119,7 +120,7 @@ def replay(target: Path, identity: int) -> bool:
         if committed:
             _apply(path, file, target, identity)
         path.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return committed
 
 
@@ -180,11 +181,3 @@ def _records(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[int, bytes
                 raise ContainerError(f"{path}: ends inside a record; it is damaged, remove it")
             yield offset, chunk
             offset, length = offset + len(chunk), length - len(chunk)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

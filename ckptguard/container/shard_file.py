@@ -181,10 +181,6 @@ class ShardFile:
         """Where a payload byte really lies in `payload_path`; negative where the file lacks it."""
         return self.superblock.payload_offset + offset - (0 if self.superblock.beside else self.missing_front)
 
-    def parity_position(self, offset: int) -> int:
-        """Where a byte of the parity region really lies in `path`; negative where the file lacks it."""
-        return self.superblock.parity_offset + offset - self.missing_front
-
     def metadata_images(self) -> Iterator[tuple[int, bytes]]:
         """(position in the file, bytes that belong there) of superblocks and metadata copies, as they should be."""
         block = armour(self.superblock.pack())
@@ -353,7 +349,9 @@ def _find_superblock(path: Path, descriptor: int, size: int) -> tuple[Superblock
         raise ContainerError(f"{path}: {error}") from error
     if looks_like_superblock(head) or looks_like_superblock(tail):
         raise MetadataLostError(f"{path}: both superblocks are damaged beyond repair; nothing can be located")
-    raise ContainerError(f"{path}: no ckptguard container (no superblock at either end); `ckptguard protect` makes one")
+    beside = path.with_name(path.name + SUFFIX)
+    advice = f"name {beside}, which protects it" if beside.exists() else "`ckptguard protect` makes one"
+    raise ContainerError(f"{path}: no ckptguard container (no superblock at either end); {advice}")
 
 
 def _check_sizes(path: Path, superblock: Superblock, size: int) -> None:

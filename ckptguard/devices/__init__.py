@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ckptguard.devices.device import Device, default_device
+from ckptguard.devices.device import Device
 from ckptguard.devices.map import DeviceMap
 from ckptguard.devices.profile import Parameter, Profile, Term, load_profile, profiles
 
-__all__ = ["Device", "DeviceMap", "Parameter", "Profile", "Term", "default_device", "load_profile", "profiles"]
+__all__ = ["Device", "DeviceMap", "Parameter", "Profile", "Term", "load_profile", "profiles"]

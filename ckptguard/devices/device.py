@@ -66,11 +66,6 @@ class Device:
         return cls(name, profile, numbers, spec, source, confidence)
 
 
-def default_device() -> Device:
-    """The device of a checkpoint whose storage nothing is known of."""
-    return Device("default")
-
-
 def require_keys(value: Mapping[str, object], known: tuple[str, ...], what: str) -> None:
     """Refuse keys that are not known."""
     for key in value:

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -472,9 +471,3 @@ def _each(
     """Results of `function` for all tasks, on several threads where there are several."""
     jobs = 1 if len(tasks) < 2 else jobs
     return list(work.run(function, tasks, jobs=jobs, step=step, total=len(tasks), progress=progress))
-
-
-def tensor_file(path: Path | str) -> bool:
-    """Whether a path is a container rather than a checkpoint: a `.ckg` file, or a folder with some."""
-    path = Path(path)
-    return path.suffix == ".ckg" or (path.is_dir() and any(path.glob("*.ckg")))

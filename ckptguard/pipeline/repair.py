@@ -21,8 +21,6 @@ from ckptguard.pipeline.restore import NOT_WRITTEN, POLICIES, null_elements, ref
 from ckptguard.pipeline.shard import Shard, open_set, set_files
 from ckptguard.pipeline.units import Examined, piece_slices
 
-COPY_BYTES = 8 << 20
-
 Bytes = npt.NDArray[np.uint8]
 
 

@@ -25,7 +25,7 @@ class TensorReport:
         found: the same, before decoding.
         pieces, damaged_pieces, lost_pieces: grains of digest: all, damaged as read, lost after decoding.
         corrected_bits: stored bits that the decoder flipped back.
-        affected_elements: elements with bits in codewords that could not be decoded (at most; see docs/format.md).
+        affected_elements: elements with bits in codewords that could not be decoded (at most).
     """
 
     name: str
@@ -194,11 +194,3 @@ class Tally:
 def _worse(word: str, state: State) -> str:
     order = list(_WORDS.values())
     return max(word, _WORDS[state], key=order.index)
-
-
-def examined_tally(shards: Sequence[Shard], examined: Iterable[tuple[int, Examined]]) -> Report:
-    """The report of a whole pass."""
-    tally = Tally(shards)
-    for index, one in examined:
-        tally.add(index, one)
-    return tally.report

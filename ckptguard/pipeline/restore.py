@@ -7,14 +7,14 @@ import os
 import tempfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ckptguard import plan, representations
 from ckptguard.container.shard_file import write_at
-from ckptguard.errors import ContainerError, UncorrectableError, UsageError
+from ckptguard.errors import UncorrectableError, UsageError
 from ckptguard.files import atomic_folder, atomic_writer, refuse_overlap
 from ckptguard.pipeline import work
 from ckptguard.pipeline.check import examine_all
@@ -60,7 +60,7 @@ def restore(
         raise UsageError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
     with open_set(path) as shards, contextlib.ExitStack() as stack:
         refuse_overlap(Path(destination), set_files(shards))
-        sources = _sources(shards)
+        sources = {source.name: source for shard in shards for source in shard.plan.sources}
         opened = _open_targets(sources, bool(shards[0].info.get("folder")), Path(destination), overwrite, stack)
         tally = Tally(shards)
         sinks = [_Sink(shard, opened, policy, stack, Path(destination).parent) for shard in shards]
@@ -71,7 +71,17 @@ def restore(
             refuse_losses(tally.report, NOT_WRITTEN)
         for sink in sinks:
             sink.finish(jobs)
+        tally.report.notes += _rounded(shards)
         return tally.report
+
+
+def _rounded(shards: Sequence[Shard]) -> list[str]:
+    """That tensors do not come back as they were where their representation is coarser than their dtype."""
+    coarse = [part.representation for shard in shards for part in shard.plan.parts if part.representation != "native"]
+    if not coarse:
+        return []
+    kinds = ", ".join(sorted(set(coarse)))
+    return [f"{len(coarse)} tensors were stored as {kinds} and come back as rounded by that, not as in the original"]
 
 
 def refuse_losses(report: Report, consequence: str) -> None:
@@ -82,20 +92,13 @@ def refuse_losses(report: Report, consequence: str) -> None:
         raise UncorrectableError(f"protected bits are lost in {names}{more}; {consequence}", report.to_json())
 
 
-def _sources(shards: Sequence[Shard]) -> dict[str, plan.Source]:
-    """All files of the checkpoint, by name; shards that share one must agree about it."""
-    sources: dict[str, plan.Source] = {}
-    for shard in shards:
-        for source in shard.plan.sources:
-            if sources.setdefault(source.name, source) != source:
-                raise ContainerError(f"the shards disagree about {source.name!r}")
-    return sources
-
-
 def _open_targets(
     sources: dict[str, plan.Source], folder: bool, destination: Path, overwrite: bool, stack: contextlib.ExitStack
 ) -> dict[str, int]:
-    """A descriptor of a temporary file for every source, sized, with its safetensors header in place."""
+    """A descriptor of a temporary file for every source, sized, with its safetensors header in place.
+
+    Names stay inside the folder: `plan.check_source_names` has held when the set was opened.
+    """
     opened = {}
     if len(sources) == 1 and not folder:
         (name,) = sources
@@ -103,21 +106,13 @@ def _open_targets(
     else:
         parent = stack.enter_context(atomic_folder(destination, overwrite=overwrite))
         for name in sources:
-            target = parent / safe_relative(name)
+            target = parent / name
             target.parent.mkdir(parents=True, exist_ok=True)
             opened[name] = stack.enter_context(target.open("xb")).fileno()
     for name, source in sources.items():
         os.ftruncate(opened[name], source.bytes)
         write_at(opened[name], 0, source.header)
     return opened
-
-
-def safe_relative(name: str) -> PurePosixPath:
-    """A relative path that stays inside its folder."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in name or "\\" in name:
-        raise ContainerError(f"the container names a file {name!r}, which would leave the target folder")
-    return path
 
 
 class _Sink:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -42,15 +42,14 @@ class PieceOutcome:
         found: its state as read.
         state: its state after decoding.
         corrected: bits the decoder flipped back in it.
-        uncorrectable: codewords of the unit that the decoder gave up on, where elements are affected.
-        affected: elements that have bits in such codewords, unless the piece's digest proves them right.
+        affected: elements that have bits in codewords that the decoder gave up on, unless the piece's digest proves
+            them right.
     """
 
     part: int
     found: State
     state: State
     corrected: int = 0
-    uncorrectable: int = 0
     affected: int = 0
 
 
@@ -66,8 +65,6 @@ class Examined:
         parity: (parity_bytes,) as it should be where it was asked for and the message is known, else as decoded; None
             unless asked for or needed.
         parity_damaged: the parity read differs from what was written; False where it was not looked at.
-        decoded: whether the decoder ran.
-        codewords: in the unit.
         flips: (codewords,) the decoder's word, empty where it did not run.
         lost_bits: (as bytes) bitmap of stored bits that belong to uncorrectable codewords, but for pieces whose digest
             proves them right; None where no codeword is uncorrectable.
@@ -79,8 +76,6 @@ class Examined:
     read: Bytes
     parity: Bytes | None
     parity_damaged: bool
-    decoded: bool
-    codewords: int
     flips: npt.NDArray[np.int32]
     lost_bits: Bytes | None
 
@@ -97,16 +92,6 @@ def runs(unit: Unit) -> Iterator[tuple[int, slice]]:
         stop += piece.bytes
     if start < stop:
         yield offset, slice(start, stop)
-
-
-def _read_runs(shard: Shard, pieces: Sequence[Piece], targets: Sequence[Bytes]) -> None:
-    """Read pieces into arrays of their sizes; neighbours in the payload are read together."""
-    start = 0
-    for stop in range(1, len(pieces) + 1):
-        before = pieces[stop - 1]
-        if stop == len(pieces) or pieces[stop].offset != before.offset + before.bytes:
-            shard.file.read_payload_into(pieces[start].offset, targets[start:stop])
-            start = stop
 
 
 def piece_slices(unit: Unit) -> list[slice]:
@@ -240,7 +225,7 @@ def _without_decoding(
             stream = shard.plan.streams[unit.stream]
             stored = stream.code.encode(gather_words(unit, data), stream.mask)
     none = np.zeros(0, np.int32)
-    return Examined(unit, outcomes, data, data, stored, damaged, False, unit.layout.codewords, none, None)
+    return Examined(unit, outcomes, data, data, stored, damaged, none, None)
 
 
 def _parity_is_exact(shard: Shard, unit: Unit, parity: Bytes) -> bool:
@@ -290,9 +275,8 @@ def _decode(
         affected = 0
         if lost_bits is not None:
             affected = int(touched_elements(shard.plan.parts[piece.part], piece, lost_bits[where]).sum())
-        given_up = int(failed.sum()) if affected else 0
-        outcomes.append(PieceOutcome(piece.part, found[place], state, corrected, given_up, affected))
-    return Examined(unit, tuple(outcomes), fixed, data, stored, damaged, True, unit.layout.codewords, flips, lost_bits)
+        outcomes.append(PieceOutcome(piece.part, found[place], state, corrected, affected))
+    return Examined(unit, tuple(outcomes), fixed, data, stored, damaged, flips, lost_bits)
 
 
 def touched_elements(part: Part, piece: Piece, bits: Bytes) -> npt.NDArray[np.bool_]:

@@ -88,7 +88,7 @@ def verify(
     function = load_evaluator(evaluator) if isinstance(evaluator, str) else evaluator
     with open_set(path) as shards, open_checkpoint(Path(against), select) as checkpoint:
         original = _Original(checkpoint)
-        reader = Reader(shards, policy)
+        reader = Reader(shards, policy, jobs=jobs)
         original.refuse_other_tensors(reader.tensors)
         result = Verification(reader.report)
         for done, name in enumerate(reader.tensors):

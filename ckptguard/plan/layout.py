@@ -47,6 +47,7 @@ def lay_out(
 
 
 def pool(parts: Sequence[Part]) -> tuple[list[Stream], int]:
+    """The streams that parts with their places and codes make, and the bytes of their parity (docs/format.md, 6)."""
     members: dict[tuple[str, int], list[int]] = {}
     joined: dict[tuple[str, str, str, str], tuple[Selection, list[int]]] = {}
     words = [-(-part.stored_bytes // 8) for part in parts]

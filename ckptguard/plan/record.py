@@ -1,4 +1,4 @@
-"""The record of a plan in a container's metadata: written nowhere else, and believed only after it was checked."""
+"""The record of a plan in a container's metadata: read nowhere else, and believed only after it was checked."""
 
 from __future__ import annotations
 

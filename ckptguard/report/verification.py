@@ -46,7 +46,9 @@ def text(container: Path, against: Path, result: Verification) -> str:
     head = {
         CONTRADICTED: f"was made from another model: protected bits that decode exactly differ in {of}",
         LOST: f"protected bits are lost in {of}",
-        PROTECTED_EXACT: "every protected bit is exact; unprotected bits differ",
+        PROTECTED_EXACT: "every protected bit is exact; unprotected bits differ"
+        if any(rows["decoded"].wrong_unprotected_bits for rows in result.weights.values())
+        else "every stored bit is exact; elements differ by the rounding of their representation",
         EXACT: "every element is exact",
     }[found]
     blocks = [f"{container} against {against}: {head}"]
