@@ -131,7 +131,7 @@ def superblock(data):
     raise ValueError("no superblock")
 
 
-VERSION = 1
+VERSION = 0
 
 
 def sections(metadata):

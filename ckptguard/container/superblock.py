@@ -11,7 +11,7 @@ from ckptguard.container.armour import CODEWORD_BYTES, MESSAGE_BYTES, armoured_b
 from ckptguard.errors import ContainerError
 
 MAGIC = b"\x93CKPTGRD"
-VERSION = 1
+VERSION = 0
 BESIDE = 1
 """Flag: the payload is a file of its own beside this one."""
 
