@@ -105,7 +105,7 @@ def test_of_several_mappings_one_must_be_chosen(tmp_path: Path) -> None:
     target = tmp_path / "a.safetensors"
     with pytest.raises(CheckpointError, match="--select NAME") as caught:
         convert(source, target)
-    for line in ("model  (2 tensors)", ".  (1 tensors)", "ema.0  (1 tensors)", "optimizer.state.1  (1 tensors)"):
+    for line in ("model  (2 tensors)", ".  (1 tensor)", "ema.0  (1 tensor)", "optimizer.state.1  (1 tensor)"):
         assert f"\n  {line}" in str(caught.value)
     with pytest.raises(CheckpointError, match="named 'modle'"):
         convert(source, target, "modle")

@@ -1027,3 +1027,15 @@ def test_a_journal_that_waits_is_told(journalled: tuple[Path, bytes, bytes]) -> 
     (note,) = check(path).notes
     assert journal_path(path).name in note
     assert "--in-place" in note
+
+
+def test_repair_tells_where_the_policy_null_could_not_be_applied(tmp_path: Path) -> None:
+    source = tmp_path / "m.safetensors"
+    source.write_bytes(safetensors_bytes(tensors(1, a=("F32", (4000,)))))
+    protect(source, tmp_path / "m.ckg", code="bch:63,45", representation="fixed:8")
+    corrupt(tmp_path / "m.ckg", tmp_path / "worn.ckg", seed=1, channel="bsc:1e-2")
+    raw = repair(tmp_path / "worn.ckg", tmp_path / "raw.ckg")
+    null = repair(tmp_path / "worn.ckg", tmp_path / "null.ckg", policy="null")
+    assert [tensor.name for tensor in null.lost] == ["a"]
+    assert (raw.notes, len(null.notes)) == ([], 1)
+    assert "restore --policy null" in null.notes[0]

@@ -207,7 +207,10 @@ def _pick(path: Path, candidates: Sequence[_Found], select: str | None) -> _Foun
     if not candidates:
         raise CheckpointError(f"{path}: holds no tensors by name; save a state_dict, a mapping from names to tensors")
     ordered = sorted(candidates, key=lambda found: -len(found.tensors))
-    listed = "".join(f"\n  {found.path}  ({len(found.tensors)} tensors)" for found in ordered[:_LISTED])
+    listed = "".join(
+        f"\n  {found.path}  ({len(found.tensors)} tensor{'s' * (len(found.tensors) != 1)})"
+        for found in ordered[:_LISTED]
+    )
     more = f"\n  and {len(ordered) - _LISTED} more" if len(ordered) > _LISTED else ""
     if select is None:
         what = "holds several mappings with tensors; choose one with `--select NAME`"

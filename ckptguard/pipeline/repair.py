@@ -43,7 +43,8 @@ def repair(
         destination: where the healed container goes; left out with `in_place`.
         in_place: change the damaged files themselves. Every change is first written to a journal beside the file; if
             the work is interrupted, calling this again completes it.
-        policy, strict: as for `restore`. `null` is for native representations only.
+        policy, strict: as for `restore`, but that `null` leaves coarser representations as read, which a note tells:
+            `restore` makes their lost elements zero when they are turned back.
 
     Raises:
         UncorrectableError: `strict`, and protected bits are lost.
@@ -68,12 +69,25 @@ def repair(
             for in_payload, offset, data in _corrected(shards[index], examined, policy):
                 write_at(payload if in_payload else target, offset, data)
         add_metadata(tally.report, shards)
+        _tell_of_policy(tally.report, shards, policy)
         if strict:
             refuse_losses(tally.report, NOT_WRITTEN)
         for shard, (target, _) in zip(shards, targets, strict=True):
             for position, image in shard.file.metadata_images():
                 write_at(target, position + shard.file.missing_front, image)
         return tally.report
+
+
+def _tell_of_policy(report: Report, shards: Sequence[Shard], policy: str) -> None:
+    """Note the tensors that the policy `null` could not be applied to."""
+    coarse = {part.name for shard in shards for part in shard.plan.parts if part.representation != "native"}
+    left = [tensor.name for tensor in report.lost if tensor.name in coarse and policy == "null"]
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        report.notes.append(
+            f"lost elements of {', '.join(left[:5])}{more} are left as read, since they are stored in a coarser "
+            "representation; `restore --policy null` makes them zero"
+        )
 
 
 def _corrected(shard: Shard, examined: Examined, policy: str) -> Iterator[tuple[bool, int, Bytes]]:
@@ -137,6 +151,7 @@ def _in_place(path: Path, policy: str, strict: bool, jobs: int | None, progress:
                 tally.add(index, examined)
                 _record(shards[index], examined, policy, journals[index])
             add_metadata(tally.report, shards)
+            _tell_of_policy(tally.report, shards, policy)
             if strict:
                 refuse_losses(tally.report, NOT_WRITTEN)
             for shard, (own, _) in zip(shards, journals, strict=True):
