@@ -7,7 +7,6 @@ is removed; every command is a process of its own, and its largest resident size
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import tempfile
@@ -16,31 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.checkpoints import write
 from benchmarks.commands import Run, ckptguard
 
-CHUNK = 16 << 20
 DAMAGED = (0, 10, 11)
-
-
-def write(path: Path, size: int, tensors: int = 48) -> None:
-    """A safetensors file with about `size` bytes of normal weights, no two chunks alike."""
-    each = size // tensors // 4 * 4
-    header = {
-        f"layers.{index}.weight": {
-            "dtype": "F32",
-            "shape": [each // 4],
-            "data_offsets": [index * each, (index + 1) * each],
-        }
-        for index in range(tensors)
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    generator = np.random.Generator(np.random.SFC64(14))
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        left = each * tensors
-        while left:
-            left -= file.write(generator.standard_normal(min(CHUNK, left) // 4, np.float32).tobytes())
 
 
 def runs(folder: Path, size: int, code: str, rate: str, jobs: int) -> Iterator[tuple[str, Run]]:

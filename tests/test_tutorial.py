@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from sessions import ROOT, blocks, run, steps
 
+import ckptguard
+
 DATA = ROOT.parent / "shared" / "data"
 NEEDED = ("resnet20-12fca82f.th", "cifar10-jpeg-test.npz")
 
@@ -54,9 +56,11 @@ def test_the_tutorial_prints_what_it_says(folder: Path) -> None:
 
 
 def test_accuracy_is_lost_without_decoding_and_kept_with_it(folder: Path) -> None:
-    if not (folder / "worn.ckg").exists():
-        pytest.skip("needs the container that the test above makes")
-    command = "ckptguard verify worn.ckg --against resnet20.th --eval examples/resnet20_cifar10.py:accuracy --json"
+    ckptguard.protect(folder / "resnet20.th", folder / "again.ckg", bits=9)
+    ckptguard.corrupt(folder / "again.ckg", folder / "again-worn.ckg", seed=3, channel="bsc:1e-2")
+    command = (
+        "ckptguard verify again-worn.ckg --against resnet20.th --eval examples/resnet20_cifar10.py:accuracy --json"
+    )
     text, status = run(command, folder, 0, {"CIFAR10_NPZ": "cifar10-test.npz", "CIFAR10_COUNT": "1000"})
     metrics = json.loads(text)["metrics"]
     assert status == 0

@@ -89,22 +89,22 @@ class LaneCode(Code):
         message = gather_rows(words, mask, cut)
         parity_rows = self._parity_rows(parity, cut)
         read = message.copy()
-        flips = self._decode_lanes(message, parity_rows, cut)
+        flips = self._decode_lanes(message, parity_rows, read, cut)
         if flips.any():
             scatter_rows(message ^ read, mask, words, cut)
         parity[:] = pack_rows(parity_rows, cut.codewords).view(np.uint8)
         return Decoded(flips)
 
-    def _decode_lanes(self, message: Rows, parity: Rows, cut: Cut) -> npt.NDArray[np.int32]:
-        """(codewords,) flips; corrections that reach into the padding are taken back."""
-        message_read, parity_read = message[-1:].copy(), parity.copy()
-        kept = message.copy() if cut.padding is not None else message
+    def _decode_lanes(self, message: Rows, parity: Rows, read: Rows, cut: Cut) -> npt.NDArray[np.int32]:
+        """(codewords,) flips; corrections that reach into the padding are taken back. `read` is a copy of `message`."""
+        parity_read = None if cut.padding is None else parity.copy()
         flips = self.decode_rows(message, parity)[: cut.codewords]
-        if cut.padding is not None and ((message[-1:] ^ message_read) & cut.padding).any():
-            wrong = (message[-1] ^ message_read[0]) & cut.padding
-            message ^= (message ^ kept) & wrong
-            parity ^= (parity ^ parity_read) & wrong
-            flips[lanes_of(wrong, cut.codewords)] = -1
+        if cut.padding is not None and parity_read is not None:
+            wrong = (message[-1] ^ read[-1]) & cut.padding
+            if wrong.any():
+                message ^= (message ^ read) & wrong
+                parity ^= (parity ^ parity_read) & wrong
+                flips[lanes_of(wrong, cut.codewords)] = -1
         return flips
 
     def cover(self, codewords: npt.NDArray[np.bool_], words: int, mask: int) -> Words:

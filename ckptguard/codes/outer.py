@@ -127,7 +127,7 @@ class Outer(LaneCode):
         lanes, outer, outer_parity, extra = self._split(parity, cut.codewords, message.shape[0])
         read, lanes_read = message.copy(), lanes.copy()
         outer_read, outer_parity_read = outer.copy(), outer_parity.copy()
-        flips = self._decode_lanes(message, lanes, cut)
+        flips = self._decode_lanes(message, lanes, read, cut)
         outer_flips = self.decode_rows(outer, outer_parity)[:extra]
         if (flips < 0).any() or (outer_flips < 0).any():
             solved, outer_solved = self._make_good(message, outer, flips, outer_flips)
