@@ -106,7 +106,7 @@ def summarise(rows: Mapping[Key, Row], asked: Question, point: Point, variant: s
         "trials": trials,
         "failures": failures,
         "raised": sum(rows[point.id, variant, trial].raised for trial in range(trials)),
-        "failures_in_mean": "as the worst value" if math.isfinite(metric.worst) else "left out" if failures else "none",
+        "failures_in_mean": "none" if not failures else "as the worst value" if math.isfinite(metric.worst) else "left out",
     }
     record |= _mean(values, used, metric, asked)
     record |= {
