@@ -1,0 +1,1 @@
+"""Campaigns: faults drawn sparsely, decoded in memory, and what they cost, trial after trial."""
