@@ -118,7 +118,8 @@ def test_ddpg_learns_which_layer_is_worth_its_bits():
 
     settings = AgentSettings("topbits-ddpg", episodes=300, budget=1.0, hidden=64, seed=1)
     learned = learn(LAYERS, objective, 0.9, settings)
-    assert objective(learned.policy, 0) >= 0.85
+    assert learned.policy["b"].count("1") <= 1
+    assert objective(learned.policy, 0) > 0.65  # random masks are worth 0.5
 
 
 @pytest.mark.parametrize(
