@@ -46,7 +46,7 @@ def agnews(split: str = "test", first: int = 0, count: int | None = None) -> Inp
 
 @lru_cache(maxsize=8)
 def thucnews(split: str = "test", first: int = 0, count: int | None = None) -> Inputs:
-    """(count, 128) codes and labels of Chinese headlines in UTF-8: of each byte the high half (1-16), the low (17-32)."""
+    """(count, 128) codes and labels of Chinese headlines in UTF-8: two codes a byte, its high half and its low one."""
     lines = (folder() / "thucnews" / f"{split}.txt").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines if line][first : None if count is None else first + count]
     x = np.zeros((len(rows), HEADLINE_LENGTH), np.int64)
