@@ -52,7 +52,8 @@ class Erasure(Channel):
                 f"as in erasure:4096,1e-3, not {','.join(settings)!r}"
             )
         run = _length(settings[3]) if len(settings) == 4 else None
-        return cls(int(settings[0]), probability(settings[1], "p of channel 'erasure'"), *settings[2:3], run=run)
+        fill = settings[2] if len(settings) > 2 else "random"
+        return cls(int(settings[0]), probability(settings[1], "p of channel 'erasure'"), fill, run)
 
     @property
     def bit_error_rate(self) -> float:

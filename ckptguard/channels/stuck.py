@@ -54,13 +54,16 @@ class Stuck(Channel):
                 f"as in stuck:1e-3,0.5, not {','.join(settings)!r}"
             )
         names = ("p", "the share stuck at 1", "the probability per access")
-        numbers = [probability(text, f"{what} of channel 'stuck'") for text, what in zip(settings, names, strict=False)]
+        given = (*settings[:3], *("", "0.5", "1")[len(settings) :])
+        p, ones, access = (
+            probability(text, f"{what} of channel 'stuck'") for text, what in zip(given, names, strict=True)
+        )
         die = None
         if len(settings) == 4:
             if not (settings[3].isascii() and settings[3].isdecimal()):
                 raise SpecError(f"die of channel 'stuck' is a whole number, not {settings[3]!r}")
             die = int(settings[3])
-        return cls(*numbers, die=die)
+        return cls(p, ones, access, die)
 
     @property
     def bit_error_rate(self) -> float:

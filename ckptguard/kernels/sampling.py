@@ -436,36 +436,41 @@ def stick(
 
 
 @njit(cache=True, nogil=True)
-def _move_level(
+def _label(data: U8, begin: int, bits: int, first: int, offsets: npt.NDArray[np.int64]) -> int:
+    """The label of the cell whose bits lie at `first` + `offsets`; see `move_levels`."""
+    label = 0
+    for i in range(offsets.size):
+        at = first + offsets[i]
+        if at < bits:
+            label |= (np.int64(data[begin + (at >> 3)]) >> (7 - (at & 7)) & 1) << i
+    return label
+
+
+@njit(cache=True, nogil=True)
+def _move(
     data: U8,
     begin: int,
     bits: int,
-    cell: int,
-    step: int,
+    first: int,
     offsets: npt.NDArray[np.int64],
-    level_of: U8,
+    level: int,
     moves: U64,
     flips: U8,
     stream: U64,
 ) -> None:
     """Read one candidate cell at the level that is drawn for the one it was written at; see `move_levels`."""
-    label = 0
-    for i in range(offsets.size):
-        at = cell * step + offsets[i]
-        if at < bits and data[begin + (at >> 3)] & np.uint8(128 >> (at & 7)):
-            label |= 1 << i
-    level = level_of[label]
     u = _draw(stream) >> np.uint64(1)
+    levels = moves.shape[1]
     read = 0
-    while read < moves.shape[1] and u >= moves[level, read]:
-        read += 1
-    if read == moves.shape[1]:
+    for other in range(levels):  # counted rather than searched: a search branches where nobody can foresee it
+        read += np.int64(u >= moves[level, other])
+    if read == levels:
         return
-    change = flips[level, read]
+    change = np.int64(flips[level, read])
     for i in range(offsets.size):
-        at = cell * step + offsets[i]
-        if (change >> np.uint8(i)) & np.uint8(1) and at < bits:
-            data[begin + (at >> 3)] ^= np.uint8(128 >> (at & 7))
+        at = first + offsets[i]
+        if at < bits:
+            data[begin + (at >> 3)] ^= np.uint8((change >> i & 1) << (7 - (at & 7)))
 
 
 @njit(cache=True, nogil=True)
@@ -508,6 +513,7 @@ def move_levels(
     stream = np.empty(2, np.uint64)
     marks = np.zeros(8192, np.uint8)
     chosen = np.empty(65536, np.int32)
+    labels = np.empty(65536, np.uint8)
     bits = 8 * block_bytes
     for block in range(data.size // block_bytes):
         begin = block * block_bytes
@@ -521,8 +527,15 @@ def move_levels(
             if complement:
                 for i in range(here):
                     if (marks[i >> 3] >> np.uint8(i & 7)) & np.uint8(1) == np.uint8(0):
-                        _move_level(data, begin, bits, first + i, step, offsets, level_of, moves, flips, stream)
-            for i in range(count):
+                        at = (first + i) * step
+                        level = level_of[_label(data, begin, bits, at, offsets)]
+                        _move(data, begin, bits, at, offsets, level, moves, flips, stream)
+                for i in range(count):
+                    marks[chosen[i] >> 3] = np.uint8(0)
+                continue
+            for i in range(count):  # all loads first: they do not wait for one another
                 marks[chosen[i] >> 3] = np.uint8(0)
-                if not complement:
-                    _move_level(data, begin, bits, first + chosen[i], step, offsets, level_of, moves, flips, stream)
+                labels[i] = _label(data, begin, bits, (first + chosen[i]) * step, offsets)
+            for i in range(count):
+                at = (first + chosen[i]) * step
+                _move(data, begin, bits, at, offsets, level_of[labels[i]], moves, flips, stream)
