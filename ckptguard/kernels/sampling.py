@@ -463,7 +463,7 @@ def _move(
     levels = moves.shape[1]
     read = 0
     for other in range(levels):  # counted rather than searched: a search branches where nobody can foresee it
-        read += np.int64(u >= moves[level, other])
+        read += int(u >= moves[level, other])
     if read == levels:
         return
     change = np.int64(flips[level, read])
