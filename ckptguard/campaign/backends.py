@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import sys
 import warnings
@@ -98,8 +99,8 @@ def _import_joblib() -> Any:
 def _ray(jobs: int | None) -> Iterator[None]:
     """Register Ray with joblib; a Ray that is not running is started on this machine, and stopped in the end."""
     try:
-        import ray
-        from ray.util.joblib import register_ray
+        ray: Any = importlib.import_module("ray")
+        ray_joblib: Any = importlib.import_module("ray.util.joblib")
     except ImportError as error:
         raise MissingExtraError("--backend ray needs Ray: pip install 'ray>=2.9'") from error
     started = not ray.is_initialized()
@@ -108,7 +109,7 @@ def _ray(jobs: int | None) -> Iterator[None]:
             warnings.simplefilter("ignore")  # of Ray, about its own defaults
             ray.init(num_cpus=jobs, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        register_ray()
+        ray_joblib.register_ray()
         yield
     finally:
         if started:
@@ -119,15 +120,15 @@ def _ray(jobs: int | None) -> Iterator[None]:
 def _dask(jobs: int | None) -> Iterator[None]:
     """A Dask client: the one that is there, or one with workers on this machine for the time being."""
     try:
-        from dask.distributed import Client, LocalCluster, default_client
+        distributed: Any = importlib.import_module("distributed")
     except ImportError as error:
         raise MissingExtraError("--backend dask needs Dask: pip install 'distributed>=2024.1'") from error
     try:
-        default_client()
+        distributed.default_client()
     except ValueError:
         with (
-            LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None) as cluster,
-            Client(cluster),
+            distributed.LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None) as cluster,
+            distributed.Client(cluster),
         ):
             yield
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,7 +13,7 @@ import xxhash
 
 from ckptguard.campaign.faults import Scope, make
 from ckptguard.campaign.variants import Variant
-from ckptguard.devices import Device, DeviceMap
+from ckptguard.devices import Device
 from ckptguard.errors import UsageError
 
 DEFAULT_TRIALS = 59
@@ -154,9 +154,9 @@ def device_source(device: Device, label: str) -> Source:
     return Source(label, {"*": spec}, ber=float(value) if name == "bsc" else None, device=device.to_json())
 
 
-def map_source(devices: DeviceMap, tensors: Iterable[str], label: str) -> Source:
+def map_source(assign: Callable[[str], Device], tensors: Iterable[str], label: str) -> Source:
     """Faults per tensor, each those of the device it lies on."""
-    assigned = {name: devices.assign(name) for name in tensors}
+    assigned = {name: assign(name) for name in tensors}
     unknown = sorted({device.name for device in assigned.values() if device.channel is None})
     if unknown:
         raise UsageError(f"device {unknown[0]!r}: its channel is not known, so there is nothing to simulate")

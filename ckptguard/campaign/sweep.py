@@ -1,339 +1,238 @@
-"""sweep: a campaign from its design to its results."""
+"""sweep: what faults cost a model, from a request in the words of a user."""
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ckptguard import __version__
-from ckptguard.campaign import checks, worker
-from ckptguard.campaign.backends import Pool, fixed_threads
-from ckptguard.campaign.design import (
-    DEFAULT_TRIALS,
-    MAX_TRIALS,
-    Point,
-    Stop,
-    encodings,
-    file_digests,
-    refuse_equal_names,
-)
-from ckptguard.campaign.engine import Engine, Part, Rule
-from ckptguard.campaign.journal import Journal
-from ckptguard.campaign.metrics import Metric, describe_all, require
-from ckptguard.campaign.record import CAMPAIGN, FORMAT, VERSION, Run, as_bytes, digest_of, finish, load_campaign
-from ckptguard.campaign.results import Clean, as_json
+from ckptguard.campaign import design, variant_text
+from ckptguard.campaign.encodings import encode_tensor
+from ckptguard.campaign.engine import Part
+from ckptguard.campaign.faults import Scope
+from ckptguard.campaign.record import Run
+from ckptguard.campaign.running import Plan, run
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import Variant
 from ckptguard.campaign.verdict import Limit
-from ckptguard.errors import MismatchError, UsageError
-from ckptguard.files import atomic_folder
-from ckptguard.pipeline import work as progress_of
+from ckptguard.devices import Device, DeviceMap
+from ckptguard.errors import UsageError
+from ckptguard.evaluate.session import TensorSpec, open_session
+from ckptguard.masks import MaskSet
+from ckptguard.pipeline.work import Progress, silent
+from ckptguard.spec import suggestion
+
+PLACES = ("layer", "tensor")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A campaign, as it was asked for.
-
-    Attributes:
-        points: faults, each at a place.
-        variants: encodings and protections; the first is what the others are compared with.
-        judged: names of the variants that the verdict is about.
-        evaluator: as `evaluate.session.open_session` takes it.
-        metric: the main one; None for the evaluator's first.
-        trials: of every point; with `stop` the most.
-        ranges, directions: see `metrics.describe_all`.
-        threads: of torch and BLAS in every worker.
-        fleet: devices, for the time to the first failure among them.
-        golden: whether every variant is written as a container, restored and compared.
-    """
-
-    points: tuple[Point, ...]
-    variants: tuple[Variant, ...]
-    evaluator: str | Callable[..., Any] | object
-    judged: tuple[str, ...] = ()
-    metric: str | None = None
-    trials: int | None = None
-    seed: int = 0
-    stop: Stop | None = None
-    limit: Limit | None = None
-    share: float = 0.95
-    confidence: float = 0.95
-    ranges: tuple[str, ...] = ()
-    directions: tuple[str, ...] = ()
-    framework: str = "pt"
-    threads: int = 1
-    fleet: int = 1
-    golden: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.points:
-            raise UsageError("a campaign has at least one point; give error rates, faults or a device")
-        if not self.variants:
-            raise UsageError("a campaign has at least one variant")
-        refuse_equal_names(self.variants)
-        for name in self.judged:
-            require_variant(name, [variant.name for variant in self.variants])
-        if self.trials is not None and self.trials < 1:
-            raise UsageError(f"a point has at least one trial, not {self.trials}")
-        if self.threads < 1:
-            raise UsageError(f"a worker has at least one thread, not {self.threads}")
-        if self.stop is not None and self.stop.rule == "verdict" and self.limit is None:
-            raise UsageError("--until verdict needs a --limit to judge, such as --limit accuracy=-0.5")
-
-    @property
-    def most_trials(self) -> int:
-        """Of every point."""
-        return self.trials or (DEFAULT_TRIALS if self.stop is None else MAX_TRIALS)
-
-    @property
-    def evaluator_name(self) -> str:
-        """Its spec, or the name of the object."""
-        if isinstance(self.evaluator, str):
-            return self.evaluator
-        kind = self.evaluator if hasattr(self.evaluator, "__qualname__") else type(self.evaluator)
-        return f"{kind.__module__}:{kind.__qualname__}"
-
-    def identity(self, subject: Subject) -> dict[str, Any]:
-        """What decides a row. Runs with equal identity may be mixed: resumed, merged."""
-        files = file_digests(self.evaluator) if isinstance(self.evaluator, str) else {}
-        return {
-            "subject": subject.digest,
-            "points": [point.to_json() for point in self.points],
-            "variants": [variant.to_json() for variant in self.variants],
-            "evaluator": self.evaluator_name,
-            "evaluator_files": files,
-            "framework": self.framework,
-            "threads": self.threads,
-            "seed": self.seed,
-        }
-
-
-def run(
+def sweep(
     subject: Path | str | Subject,
     output: Path | str,
-    plan: Plan,
     *,
+    evaluator: str | Callable[..., Any] | object,
+    ber: str | Sequence[float] | None = None,
+    faults: Sequence[str] = (),
+    devices: Sequence[tuple[str, Device]] = (),
+    device_map: DeviceMap | Path | str | None = None,
+    trials: int | None = None,
+    metric: str | None = None,
+    tensors: Sequence[str] = (),
+    layer_types: Sequence[str] = (),
+    bits: str | None = None,
+    fields: Sequence[str] = (),
+    per: str | None = None,
+    per_bit: bool = False,
+    variants: Sequence[Variant | str] = (),
+    masks: MaskSet | str | None = None,
+    code: str | None = None,
+    representations: Sequence[str] = (),
+    policies: Sequence[str] = (),
+    guard: bool = False,
+    controls: bool = False,
+    judged: Sequence[str] = (),
+    limit: str | None = None,
+    claim: str = "share",
+    until: str | None = None,
+    share: float = 0.95,
+    confidence: float = 0.95,
+    ranges: Sequence[str] = (),
+    directions: Sequence[str] = (),
+    fleet: int = 1,
+    seed: int = 0,
+    framework: str = "pt",
+    threads: int = 1,
+    golden: bool = True,
     select: str | None = None,
     jobs: int | None = None,
     backend: str | None = None,
-    part: Part | None = None,
+    part: str | None = None,
     resume: bool = False,
-    progress: progress_of.Progress = progress_of.silent,
+    progress: Progress = silent,
     note: Callable[[str], None] = lambda text: None,
 ) -> Run:
-    """Run a campaign, or what is left of it, and write its folder.
+    """Damage a model many times, evaluate it, and write what that says into a folder.
+
+    A model is never written while this runs: flips are drawn sparsely, decoded by the real code, applied to the loaded
+    weights, evaluated, taken back. All variants meet the same flips. Results do not depend on `jobs` or `backend`.
 
     Args:
-        output: a folder that does not exist, or with `resume` that of the same campaign.
-        jobs, backend: see `backends.Pool`.
-        part: do only a share of the trials; `merge` puts the folders of all parts together.
-        note: told what a reader should know.
+        subject: a checkpoint, a container, or an open `Subject`.
+        output: the folder of the run.
+        evaluator: a spec (`file.py:function`, `classification:...`), a function of the state dict, ...
+        ber: `LO:HI[:N]`, `a,b,c` or numbers: every stored bit flips with such a probability.
+        faults: specs such as `flips:10`, `stuck1:1e-4`, `asymmetric:1e-3,1e-5`.
+        devices: labels with devices at an operating point, one point each.
+        device_map: every tensor on its device, all one point. A container's own devices count where no faults are
+            given at all.
+        tensors, layer_types, bits, fields: what may be hit: globs of names, classes of layers, positions such as `0-8`
+            (0 = most significant), `sign`, `exponent`, `fraction`.
+        per: `layer` or `tensor`: each by itself. per_bit: each position by itself.
+        variants: what to compare, objects or texts; see `variant_text.parse_variant`. Without them one per
+            representation and policy of `masks` and `code`; without those what the container is, or no protection.
+        controls: add no protection, full protection, and an ideal code.
+        judged: names of the variants that the verdict is about; default: the first.
+        limit: `accuracy=-0.5`, judged by `claim`; see `verdict.Limit`.
+        until: `halfwidth=0.5` or `verdict`: stop a point early; `trials` is then the most.
 
     Raises:
-        UsageError: the folder exists, or the request makes no sense.
-        MismatchError: the folder is that of another campaign.
-        CheckError: the null check, the golden check or the flip-count check failed.
+        UsageError, SpecError, MaskError: the request cannot be met.
+        MismatchError: with `resume`, the folder is that of another campaign.
+        CheckError: the null, golden or flip-count check failed.
     """
-    folder = Path(output)
-    _check_folder(folder, resume)
-    if part is not None and plan.stop is not None:
-        raise UsageError("--part and --until exclude each other: one part does not see the trials that decide")
+    if per is not None and per not in PLACES:
+        raise UsageError(f"each {per!r} by itself is not known; known: {', '.join(PLACES)}")
     opened = subject if isinstance(subject, Subject) else Subject.open(subject, select)
-    identity = plan.identity(opened)
-    work = worker.Work(
-        digest_of(identity), plan.variants, plan.points, plan.evaluator, plan.framework, plan.threads, plan.seed
+    found = _variants(opened, variants, masks, code, representations, policies, guard)
+    if controls:
+        found += variant_text.controls(found)
+    names = design.matching(opened.tensors, tensors) if tensors else tuple(opened.tensors)
+    if layer_types:
+        names = _of_types(opened, names, layer_types, evaluator, framework, threads)
+    scope = Scope(
+        tuple(tensors) if tensors and not layer_types else _globs(names) if layer_types else ("*",),
+        None if bits is None else design.positions(bits),
+        tuple(fields) or None,
     )
-    if folder.exists():
-        _refuse_other(folder, identity, part)
-    place = opened if isinstance(subject, Subject) else str(Path(subject).resolve())
-    packed = worker.Packed.pack(work, place, select)
-    try:
-        with fixed_threads(plan.threads), Pool(jobs, backend) as pool:
-            return _run(opened, folder, plan, identity, work, packed, pool, part, progress, note)
-    finally:
-        worker.forget()
+    groups = None if per is None else design.layers(names) if per == "layer" else {name: (name,) for name in names}
+    sources = _sources(opened, ber, faults, devices, device_map)
+    positions = _bit_positions(opened, found, names, scope) if per_bit else None
+    points = design.make_points(sources, names, scope=scope, groups=groups, bits=positions)
+    plan = Plan(
+        points,
+        tuple(found),
+        evaluator,
+        tuple(judged),
+        metric,
+        trials,
+        seed,
+        None if until is None else design.Stop.parse(until),
+        None if limit is None else Limit.parse(limit, claim, share, confidence),
+        share,
+        confidence,
+        tuple(ranges),
+        tuple(directions),
+        framework,
+        threads,
+        fleet,
+        golden,
+    )
+    return run(
+        subject,
+        output,
+        plan,
+        opened=opened,
+        select=select,
+        jobs=jobs,
+        backend=backend,
+        part=None if part is None else Part.parse(part),
+        resume=resume,
+        progress=progress,
+        note=note,
+    )
 
 
-def _run(
+def _variants(
     subject: Subject,
-    folder: Path,
-    plan: Plan,
-    identity: Mapping[str, Any],
-    work: worker.Work,
-    packed: worker.Packed,
-    pool: Pool,
-    part: Part | None,
-    progress: progress_of.Progress,
-    note: Callable[[str], None],
-) -> Run:
-    started = _begin(pool, packed, plan, progress)
-    clean: Clean = {
-        variant.name: start.clean
-        for start, group in zip(started, encodings(plan.variants), strict=True)
-        for variant in (plan.variants[index] for index in group)
-    }
-    metrics = describe_all(clean, plan.ranges, plan.directions)
-    rule = _rule(plan, metrics)
-    record = _record(subject, plan, identity, clean, metrics, rule, started, part)
-    for name, said in record["checks"]["golden"].items():
-        if said.startswith("skipped"):
-            note(f"golden check of variant {name!r} {said}")
-    if folder.exists():
-        _refuse_other_clean(folder, clean)
-    else:
-        with atomic_folder(folder) as new:
-            (new / CAMPAIGN).write_bytes(as_bytes(record))
-    with Journal(folder) as journal:
-        engine = Engine(packed, work, clean, pool, journal, progress)
-        trials = engine.run(rule, part)
-        record["run"] = {
-            "jobs": pool.jobs,
-            "backend": pool.backend,
-            "trials": engine.trials_done,
-            "evaluations": engine.evaluations,
-            "seconds": engine.elapsed,
-            "worker_seconds": engine.seconds,
-        }
-        return finish(folder, record, journal.rows, trials)
+    given: Sequence[Variant | str],
+    masks: MaskSet | str | None,
+    code: str | None,
+    representations: Sequence[str],
+    policies: Sequence[str],
+    guard: bool,
+) -> list[Variant]:
+    shorthand = masks is not None or code is not None or bool(representations) or bool(policies) or guard
+    found = [variant_text.parse_variant(one) if isinstance(one, str) else one for one in given]
+    if shorthand:
+        found += variant_text.axes(masks, code, representations, policies, guard)
+    if not found and subject.variant is not None:
+        found.append(subject.variant)
+    return found or [Variant(variant_text.UNPROTECTED)]
 
 
-def _begin(pool: Pool, packed: worker.Packed, plan: Plan, progress: progress_of.Progress) -> list[checks.Start]:
-    """Null and golden checks of every encoding; see `checks.begin`."""
-    count = len(encodings(plan.variants))
-    found: dict[int, checks.Start] = {}
-    for done, (index, start) in enumerate(pool.map(_begin_one, [(packed, i, plan.golden) for i in range(count)]), 1):
-        found[index] = start
-        progress("checks", done, count)
-    return [found[index] for index in range(count)]
+def _sources(
+    subject: Subject,
+    ber: str | Sequence[float] | None,
+    faults: Sequence[str],
+    devices: Sequence[tuple[str, Device]],
+    device_map: DeviceMap | Path | str | None,
+) -> list[design.Source]:
+    found: list[design.Source] = []
+    if ber is not None:
+        found += design.rate_sources(design.rates(ber) if isinstance(ber, str) else ber)
+    found += design.fault_sources(faults)
+    found += [design.device_source(device, label) for label, device in devices]
+    if device_map is not None:
+        loaded = device_map if isinstance(device_map, DeviceMap) else DeviceMap.load(device_map)
+        label = "devices" if isinstance(device_map, DeviceMap) else Path(device_map).name
+        found.append(design.map_source(loaded.assign, subject.tensors, label))
+    if not found and subject.devices and set(subject.devices) == set(subject.tensors):
+        found.append(design.map_source(subject.devices.__getitem__, subject.tensors, "own devices"))
+    return found
 
 
-def _begin_one(task: tuple[worker.Packed, int, bool]) -> tuple[int, checks.Start]:
-    return task[1], checks.begin(task)
-
-
-def _rule(plan: Plan, metrics: Mapping[str, Metric]) -> Rule:
-    main = require(plan.metric, metrics, "--metric") if plan.metric is not None else next(iter(metrics))
-    if plan.limit is not None:
-        require(plan.limit.metric, metrics, "--limit")
-        if (
-            plan.limit.higher_is_better != metrics[plan.limit.metric].higher_is_better
-            and metrics[plan.limit.metric].known
-        ):
-            better, sign = ("higher", "-") if metrics[plan.limit.metric].higher_is_better else ("lower", "+")
-            raise UsageError(
-                f"--limit {plan.limit.metric}={plan.limit.change:+g}: of this metric {better} is better, so a loss is "
-                f"{plan.limit.metric}={sign}{abs(plan.limit.change):g}; --direction changes what is better"
-            )
-    if plan.stop is not None and plan.stop.rule == "halfwidth" and metrics[main].bounds is None:
+def _of_types(
+    subject: Subject,
+    names: Iterable[str],
+    types: Sequence[str],
+    evaluator: str | Callable[..., Any] | object,
+    framework: str,
+    threads: int,
+) -> tuple[str, ...]:
+    """Names of the tensors whose layer is of one of the classes; `Conv` stands for `Conv1d`, `Conv2d`, ..."""
+    specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in subject.tensors.items()}
+    known = open_session(evaluator, specs, framework=framework, threads=threads).layer_types()
+    if not known:
         raise UsageError(
-            f"--until halfwidth: the range of {main!r} is not known, and a bound that may be watched needs it; give "
-            f"--range {main}=LOW:HIGH"
+            "--layer-types: this evaluator does not say which layer a tensor belongs to; those with a model do "
+            "(classification, logits, perplexity). Name the tensors instead: --tensors 'conv*.weight'"
         )
-    judged = plan.judged or (plan.variants[0].name,)
-    return Rule(plan.most_trials, plan.stop, metrics[main], plan.limit, judged[0], plan.confidence)
-
-
-def _record(
-    subject: Subject,
-    plan: Plan,
-    identity: Mapping[str, Any],
-    clean: Clean,
-    metrics: Mapping[str, Metric],
-    rule: Rule,
-    started: Sequence[checks.Start],
-    part: Part | None,
-) -> dict[str, Any]:
-    """campaign.json before there is a trial."""
-    versions = {}
-    for name in ("numpy", "scipy", "joblib", "torch"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    tensors = {name: {"dtype": t.dtype.name, "shape": list(t.shape)} for name, t in subject.tensors.items()}
-    bits = sum(tensor.elements * tensor.dtype.word_bits for tensor in subject.tensors.values())
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "tool": f"ckptguard {__version__}",
-        "identity": {"digest": digest_of(identity), "python": platform.python_version(), "machine": platform.machine()}
-        | {"versions": versions, "evaluator_files": identity["evaluator_files"]},
-        "subject": {"name": subject.name, "digest": subject.digest, "bits": bits, "tensors": tensors},
-        "points": identity["points"],
-        "variants": identity["variants"],
-        "redundancy": {name: value for start in started for name, value in start.redundancy.items()},
-        "judged": list(plan.judged or (plan.variants[0].name,)),
-        "evaluator": plan.evaluator_name,
-        "framework": plan.framework,
-        "threads": plan.threads,
-        "seed": plan.seed,
-        "trials": rule.trials,
-        "until": None if plan.stop is None else str(plan.stop),
-        "limit": None if plan.limit is None else asdict(plan.limit),
-        "share": plan.share,
-        "confidence": plan.confidence,
-        "fleet": plan.fleet,
-        "metric": rule.metric.name,
-        "metrics": {name: metric.to_json() for name, metric in metrics.items()},
-        "clean": {name: {key: as_json(value) for key, value in found.items()} for name, found in clean.items()},
-        "part": None if part is None else str(part),
-        "checks": {
-            "null": "passed",
-            "golden": {name: said for start in started for name, said in start.golden.items()},
-            "planes": {name: found for start in started for name, found in start.planes.items()},
-        },
-        "analysis": {},
-    }
-
-
-def require_variant(name: str, known: Iterable[str]) -> None:
-    """Refuse a name that no variant has."""
-    names = list(known)
-    if name not in names:
-        raise UsageError(f"--judge {name!r}: there is no such variant; there are {', '.join(names)}")
-
-
-def _check_folder(folder: Path, resume: bool) -> None:
-    if not folder.parent.is_dir():
-        raise UsageError(f"{folder}: the folder {folder.parent} does not exist; create it first")
-    if folder.exists() and not resume:
-        raise UsageError(f"{folder}: exists already; give --resume to go on with it, or choose another name")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: is a file; the run of a campaign is a folder")
-
-
-def _refuse_other(folder: Path, identity: Mapping[str, Any], part: Part | None) -> None:
-    """Refuse to go on with a folder whose rows were made under other conditions; says which."""
-    before = load_campaign(folder)
-    if before["identity"]["digest"] != digest_of(identity):
-        now = {key: value for key, value in identity.items() if key not in ("subject",)}
-        was = {key: before.get(key) for key in now} | {"evaluator_files": before["identity"].get("evaluator_files")}
-        different = [key.replace("_", " ") for key in now if _plain(now[key]) != was[key]]
-        if before["subject"]["digest"] != identity["subject"]:
-            different.insert(0, "subject")
-        raise MismatchError(
-            f"{folder}: is another campaign; different: {', '.join(different) or 'its digest'}. Give the options of "
-            "before, or another folder"
-        )
-    if before["part"] != (None if part is None else str(part)):
-        raise MismatchError(f"{folder}: is part {before['part'] or '1/1'} of its campaign, not {part or '1/1'}")
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _refuse_other_clean(folder: Path, clean: Clean) -> None:
-    before = load_campaign(folder)["clean"]
-    for name, metrics in clean.items():
-        was = {key: float(value) for key, value in before[name].items()}
-        if not worker.same(metrics, was):
-            raise MismatchError(
-                f"{folder}: the undamaged model ({name}) scored {was} before and scores {dict(metrics)} now; the data, "
-                "a library or the machine changed, so old and new trials cannot be mixed"
+    kinds = sorted(set(known.values()))
+    for kind in types:
+        if not any(_is_kind(one, kind) for one in kinds):
+            raise UsageError(
+                f"--layer-types: no layer is a {kind}{suggestion(kind, kinds)}; there are {', '.join(kinds)}"
             )
+    return tuple(name for name in names if any(_is_kind(known.get(name, ""), kind) for kind in types))
+
+
+def _is_kind(found: str, kind: str) -> bool:
+    return fnmatchcase(found, kind) or found in (f"{kind}1d", f"{kind}2d", f"{kind}3d")
+
+
+def _globs(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(design.exactly(name) for name in names)
+
+
+def _bit_positions(
+    subject: Subject, variants: Sequence[Variant], names: Sequence[str], scope: Scope
+) -> tuple[int, ...]:
+    """Positions that some tensor in scope has in some encoding."""
+    found: set[int] = set()
+    for variant in {variant.representation: variant for variant in variants}.values():
+        for name in names:
+            tensor = subject.tensors[name]
+            found |= set(scope.planes(encode_tensor(name, tensor, variant.representation_of(name))))
+    if not found:
+        raise UsageError("--per-bit: no stored word has the bits or fields that were named")
+    return tuple(sorted(found))
