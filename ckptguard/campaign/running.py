@@ -124,6 +124,7 @@ def run(
     backend: str | None = None,
     part: Part | None = None,
     resume: bool = False,
+    command: Sequence[str] = (),
     progress: progress_of.Progress = progress_of.silent,
     note: Callable[[str], None] = lambda text: None,
 ) -> Run:
@@ -158,7 +159,7 @@ def run(
     packed = worker.Packed.pack(work, place, select)
     try:
         with fixed_threads(plan.threads), Pool(jobs, backend) as pool:
-            return _run(opened, folder, plan, identity, work, packed, pool, part, progress, note)
+            return _run(opened, folder, plan, identity, work, packed, pool, part, command, progress, note)
     finally:
         worker.forget()
 
@@ -172,6 +173,7 @@ def _run(
     packed: worker.Packed,
     pool: Pool,
     part: Part | None,
+    command: Sequence[str],
     progress: progress_of.Progress,
     note: Callable[[str], None],
 ) -> Run:
@@ -183,7 +185,7 @@ def _run(
     }
     metrics = describe_all(clean, plan.ranges, plan.directions)
     rule = _rule(plan, metrics)
-    record = _record(subject, plan, identity, clean, metrics, rule, started, part)
+    record = _record(subject, plan, identity, clean, metrics, rule, started, part) | {"command": list(command)}
     for name, said in record["checks"]["golden"].items():
         if said.startswith("skipped"):
             note(f"golden check of variant {name!r} {said}")

@@ -68,6 +68,7 @@ def sweep(
     backend: str | None = None,
     part: str | None = None,
     resume: bool = False,
+    command: Sequence[str] = (),
     progress: Progress = silent,
     note: Callable[[str], None] = lambda text: None,
 ) -> Run:
@@ -94,6 +95,7 @@ def sweep(
         judged: names of the variants that the verdict is about; default: the first.
         limit: `accuracy=-0.5`, judged by `claim`; see `verdict.Limit`.
         until: `halfwidth=0.5` or `verdict`: stop a point early; `trials` is then the most.
+        command: recorded in campaign.json.
 
     Raises:
         UsageError, SpecError, MaskError: the request cannot be met.
@@ -147,6 +149,7 @@ def sweep(
         backend=backend,
         part=None if part is None else Part.parse(part),
         resume=resume,
+        command=command,
         progress=progress,
         note=note,
     )
