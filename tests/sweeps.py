@@ -47,12 +47,15 @@ def refuses_nan(state):
     return score(state)
 
 
-def changes(state):
-    found = score(state)
+stumbled = False
+
+
+def stumbles(state):
+    global stumbled
     if not np.isfinite(state["head.weight"]).all():
-        state["head.bias"][0] = 99.0
+        stumbled = True
         raise ValueError("gone")
-    return found
+    return {"accuracy": score(state)["accuracy"] - stumbled}
 
 
 def limitless(state):
