@@ -23,7 +23,7 @@ def _word(element: int, shift: int, place: I64, kept: I64) -> tuple[int, int]:
     if place[3]:
         return place[0] + (element >> 6) * place[3] + kept[shift], element & 63
     below = element & ((1 << place[2]) - 1)
-    return place[0] + (element >> place[2]), np.int64(below * place[1] + shift)
+    return place[0] + (element >> place[2]), int(below * place[1] + shift)
 
 
 @njit(cache=True, nogil=True, inline="always")
