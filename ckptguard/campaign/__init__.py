@@ -1,1 +1,1 @@
-"""Campaigns: faults drawn sparsely, decoded in memory, and what they cost, trial after trial."""
+"""Campaigns: many corrupted copies of a model in memory, what they are worth, and what that proves."""
