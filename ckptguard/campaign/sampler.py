@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.campaign.coding import Decoding, StreamCoder
+from ckptguard.campaign.coding import StreamCoder
+from ckptguard.campaign.decoding import Decoding
 from ckptguard.campaign.drawing import Flips, Target, distinct, draw_flips, trial_key
 from ckptguard.campaign.faults import RATES, Fault, Scope, assign
 from ckptguard.channels.noise import binomial
