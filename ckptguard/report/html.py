@@ -141,7 +141,8 @@ def legend(plot: Plot) -> Markup | None:
     if not series:
         return None
     items = [
-        element("li", svg.swatch(number, line=isinstance(plot, Curves)), element("span", name)) for number, name in series
+        element("li", svg.swatch(number, line=isinstance(plot, Curves)), element("span", name))
+        for number, name in series
     ]
     return element("ul", *items, class_="legend")
 
@@ -155,13 +156,18 @@ def data(plot: Plot) -> tuple[list[str], list[list[str]], list[int]]:
     if isinstance(plot, Dots):
         names = dict(plot.series)
         rows = [
-            [entry.name, names.get(number, ""), *map(say, values)] for entry in plot.entries for number, *values in entry.points
+            [entry.name, names.get(number, ""), *map(say, values)]
+            for entry in plot.entries
+            for number, *values in entry.points
         ]
         return ["row", "variant", "mean", "low", "high"], rows, [2, 3, 4]
     rows = []
     for line in plot.lines:
         for i, x in enumerate(line.x):
-            extra = [column[i] if column else math.nan for column in (line.y, line.low, line.high, line.near_worst, line.worst)]
+            extra = [
+                column[i] if column else math.nan
+                for column in (line.y, line.low, line.high, line.near_worst, line.worst)
+            ]
             failed = f"{100 * line.failed[i]:.3g} %" if line.failed and line.failed[i] else "0 %"
             rows.append([line.name, f"{x:.4g}", *map(say, extra), failed])
     return ["series", plot.x.label, "mean", "low", "high", "5 %", "worst", "failed"], rows, [1, 2, 3, 4, 5, 6, 7]
@@ -181,7 +187,9 @@ def _strips_data(plot: Strips) -> tuple[list[str], list[list[str]], list[int]]:
         for name, column in zip(plot.x.names, panel.columns, strict=True):
             ordered = sorted(column.values)
             least, most = (ordered[0], ordered[-1]) if ordered else (math.nan, math.nan)
-            rows.append([panel.name, name, str(len(ordered)), say(least), say(column.mean), say(most), str(column.failed)])
+            rows.append(
+                [panel.name, name, str(len(ordered)), say(least), say(column.mean), say(most), str(column.failed)]
+            )
     return ["variant", plot.x.label, "trials", "least", "mean", "most", "failed"], rows, [2, 3, 4, 5, 6]
 
 
