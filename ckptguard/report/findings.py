@@ -127,7 +127,7 @@ def _mean(run: Run, cell: Cell) -> str:
 def about(run: Run, point: Point, cell: Cell) -> str:
     """A sentence about one cell."""
     say = functools.partial(run.say, cell.metric)
-    at = f"At {point_name(point)}"
+    at = place(point)
     if not math.isfinite(cell.mean):
         return f"{at} the {cell.metric} of {cell.variant} is {_mean(run, cell)}; undamaged it is {say(cell.clean)}."
     ends = interval(run, cell)
@@ -144,9 +144,9 @@ def interval(run: Run, cell: Cell) -> str:
     return f"{run.say(cell.metric, cell.low)} – {run.say(cell.metric, cell.high)}"
 
 
-def point_name(point: Point) -> str:
-    """A point in a sentence."""
+def place(point: Point) -> str:
+    """A point at the start of a sentence: `At error rate 10⁻³`, `On nand.mlc at pe=3000`."""
     device = str((point.device or {}).get("name") or "")
     if device:
-        return point.label if device in point.label else f"{device}, {point.label}"
-    return f"error rate {ticks.power(point.ber)}" if point.ber else point.label
+        return f"On {point.label}" if device in point.label else f"On {device} at {point.label}"
+    return f"At error rate {ticks.power(point.ber)}" if point.ber else f"With {point.label}"

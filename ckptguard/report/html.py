@@ -102,17 +102,26 @@ def grouped(
         return None
 
     def cells(row: Sequence[Child]) -> list[Markup]:
-        return [element("td", cell, class_="n" if i in right else None) for i, cell in enumerate(row[1:], 1)]
+        return [element("td", cell, class_="n" if i in right else _whole(cell)) for i, cell in enumerate(row[1:], 1)]
 
     head = [element("th", name, scope="col", class_="n" if i in right else None) for i, name in enumerate(heading)]
     body = []
     for group in groups:
         for number, row in enumerate(group):
             rows = len(group) if len(group) > 1 else None
-            first = None if number else element("th", row[0], scope="rowgroup" if rows else "row", rowspan=rows)
+            first = (
+                None
+                if number
+                else element("th", row[0], scope="rowgroup" if rows else "row", rowspan=rows, class_=_whole(row[0]))
+            )
             body.append(element("tr", first, *cells(row), class_="start" if spanned and not number else None))
     whole = element("table", element("thead", element("tr", *head)), "\n", element("tbody", join(*body, between="\n")))
     return element("div", whole, class_="scroll", role="region", aria_label=about, tabindex="0")
+
+
+def _whole(cell: Child) -> str | None:
+    """The class of short texts, which are not broken into lines."""
+    return "w" if cell is not None and len(cell) <= 24 else None
 
 
 def figure(plot: Plot, caption: Child = None) -> Markup:

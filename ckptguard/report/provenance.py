@@ -186,15 +186,15 @@ def _check(said: Any) -> tuple[str, str]:
 
 def rates(run: Run) -> Markup | None:
     """Failures in time and how long devices last, with every assumption."""
-    labels = {point.id: findings.point_name(point) for point in run.points}
+    labels = {point.id: findings.place(point) for point in run.points}
     blocks: list[Child] = []
     for record in records(run.analysis.get("in_time")):
-        title = f"{record.get('variant')} at {labels.get(str(record.get('point')), record.get('point'))}"
+        title = f"{labels.get(str(record.get('point')), record.get('point'))}: {record.get('variant')}"
         fleet, count = number(record.get("fleet_hours")), record.get("devices")
         rows: list[tuple[str, Child]] = [
             (
                 "failures",
-                f"{record.get('failures')} of {record.get('trials')} trials, {_duration(number(record.get('hours')))} each",
+                f"{record.get('failures')} of {record.get('trials')} trials of {_duration(number(record.get('hours')))}",
             ),
             ("FIT", f"{_bounded(record, 'fit')} failures per 10⁹ device hours"),
             ("mean time to failure", _wait(record)),

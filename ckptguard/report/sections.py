@@ -85,7 +85,9 @@ def results(run: Run) -> Markup | None:
 
 
 def _strips_caption(run: Run) -> str:
-    text = "One dot per trial, a bar at the mean, a broken line at the undamaged model; ✕ counts trials that failed."
+    text = "One dot per trial, a bar at the mean, a broken line at the undamaged model."
+    if any(cell.failures for cell in run.cells.values()):
+        text += " Numbers beside ✕ count the trials that failed."
     if any(len(rows) > plots.MOST_DOTS for rows in run.rows.values()):
         text += f" Where there are more than {plots.MOST_DOTS} trials, so many of them are drawn, evenly by rank."
     if len(run.variants) > views.MOST_PANELS:

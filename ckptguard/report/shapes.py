@@ -11,11 +11,11 @@ from ckptguard.report import palette, ticks
 from ckptguard.report.markup import Markup, element
 from ckptguard.report.plots import Axis
 
-WIDE, NARROW = 760, 352
+WIDE, NARROW = 820, 352
 """Widths in pixels at which text has its natural size."""
 
-CHARACTER = 6.7
-"""Mean advance of a 12 px digit or letter, on the wide side."""
+CHARACTER = 7.3
+"""Mean advance of a 12 px digit or letter in the widest of the usual fonts."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def left_of(axis: Axis, width: int) -> float:
     return 12 + CHARACTER * max((len(text) for _, text in axis.marks(most)), default=1)
 
 
-def vertical(axis: Axis, frame: Frame, *, named: bool = True) -> list[Markup]:
-    """Grid lines, their numbers, and the axis' label above them."""
+def vertical(axis: Axis, frame: Frame, above: float | None) -> list[Markup]:
+    """Grid lines, their numbers, and the axis' label so far above the frame, or none."""
     most = 7 if frame.height >= 260 else 5 if frame.height >= 150 else 4
-    parts = [label(axis.label, 2, frame.top - 14, class_="label")] if named else []
+    parts = [] if above is None else [label(axis.label, 2, frame.top - above, class_="label")]
     for value, text in axis.marks(most):
         y = frame.y(axis, value)
         parts.append(element("path", d=f"M{n(frame.left)} {n(y)}H{n(frame.right)}", class_="grid"))
@@ -110,7 +110,8 @@ def horizontal(axis: Axis, frame: Frame, *, named: bool = True, numbered: bool =
 def _minor(axis: Axis, frame: Frame) -> Iterable[float]:
     if not axis.log or math.log10(axis.high / axis.low) * 40 > frame.width:
         return ()
-    return ticks.minor(axis.low, axis.high)
+    least = max((1.5 * value for value, _ in axis.extra), default=axis.low)
+    return ticks.minor(max(least, axis.low), axis.high)
 
 
 def kept(*parts: Markup | None) -> list[Markup]:

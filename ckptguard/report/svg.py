@@ -68,9 +68,13 @@ def swatch(series: int, *, line: bool = True) -> Markup:
 
 
 def _curves(plot: Curves, width: int) -> tuple[list[Markup], float]:
-    frame = Frame(left_of(plot.y, width), 30, 0, 300 if width >= WIDE else 230)
-    frame = Frame(frame.left, frame.top, width - frame.left - 14, frame.height)
-    parts: list[Markup | None] = [*_spans(plot, frame), *vertical(plot.y, frame), *horizontal(plot.x, frame)]
+    left = left_of(plot.y, width)
+    frame = Frame(left, 46 if plot.spans else 30, width - left - 14, 300 if width >= WIDE else 230)
+    parts: list[Markup | None] = [
+        *_spans(plot, frame),
+        *vertical(plot.y, frame, 30 if plot.spans else 14),
+        *horizontal(plot.x, frame),
+    ]
     parts += [_rule(rule, plot.y, frame) for rule in plot.rules]
     draw_line = _bars if plot.bars else _band
     parts += [draw_line(line, plot, frame) for line in plot.lines]
@@ -85,9 +89,8 @@ def _spans(plot: Curves, frame: Frame) -> list[Markup]:
         low, high = (frame.x(plot.x, min(max(v, plot.x.low), plot.x.high)) for v in (span.low, span.high))
         if i % 2 == 0:
             parts.append(element("rect", x=low, y=frame.top, width=high - low, height=frame.height, class_="span"))
-        room = int((high - low) / CHARACTER)
-        if room >= 3:
-            parts.append(label(fit(span.label, room), (low + high) / 2, frame.top + 13, "middle", "faint"))
+        if high - low >= CHARACTER * len(span.label):
+            parts.append(label(span.label, (low + high) / 2, frame.top - 6, "middle", "faint"))
     return parts
 
 
@@ -162,21 +165,24 @@ def _polyline(xs: Sequence[float], ys: Sequence[float], plot: Curves, frame: Fra
 
 
 def _strips(plot: Strips, width: int) -> tuple[list[Markup], float]:
-    left, each = left_of(plot.y, width), 150 if width >= WIDE else 130
+    left, each = left_of(plot.y, width), 130 if width >= WIDE else 110
+    lane = 18 if any(column.failed for panel in plot.panels for column in panel.columns) else 0
     parts, top = [label(plot.y.label, 2, 14, class_="label")], 24.0
-    for i, panel in enumerate(plot.panels):
+    for panel in plot.panels:
         frame = Frame(left, top + 22, width - left - 14, each)
-        last = i == len(plot.panels) - 1
-        parts.append(label(fit(panel.name, int((width - left) / 7)), left, top + 15, class_="panel"))
-        parts += vertical(plot.y, frame, named=False)
-        parts += horizontal(plot.x, frame, named=last)
+        base = Frame(left, top + 22, frame.width, each + lane)
+        parts.append(label(fit(panel.name, int((width - left) / 8)), left, top + 15, class_="panel"))
+        parts += vertical(plot.y, frame, None)
+        parts += horizontal(plot.x, base, named=panel is plot.panels[-1])
+        if lane:
+            parts.append(label("✕", left - 6, base.bottom - 5, "end"))
         parts += [_rule(rule, plot.y, frame) for rule in panel.rules]
-        parts.append(_panel(panel, plot, frame))
-        top = frame.bottom + 24
+        parts.append(_panel(panel, plot, frame, base.bottom - 5))
+        top = base.bottom + 24
     return parts, top + 24
 
 
-def _panel(panel: Panel, plot: Strips, frame: Frame) -> Markup:
+def _panel(panel: Panel, plot: Strips, frame: Frame, base: float) -> Markup:
     room = frame.width / max(1, len(panel.columns))
     dots, means, failed = [], [], []
     for i, column in enumerate(panel.columns):
@@ -187,7 +193,7 @@ def _panel(panel: Panel, plot: Strips, frame: Frame) -> Markup:
             y, half = frame.y(plot.y, column.mean), min(16.0, 0.45 * room)
             means.append(f"M{n(middle - half)} {n(y)}h{n(2 * half)}")
         if column.failed:
-            failed.append(label(f"✕{column.failed}", middle, frame.bottom - 5, "middle", "halo"))
+            failed.append(label(str(column.failed), middle, base, "middle", "halo"))
     return element(
         "g",
         element("path", d="".join(dots), class_="dots") if dots else None,

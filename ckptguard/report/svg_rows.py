@@ -15,12 +15,12 @@ def dots(plot: Dots, width: int) -> tuple[list[Markup], float]:
     series = max((len(entry.points) for entry in plot.entries), default=1)
     each = max(22.0, 10.0 + 9.0 * series)
     left = name_room([entry.name for entry in plot.entries], width)
-    frame = Frame(left, 20, width - left - 16, each * len(plot.entries))
+    frame = Frame(left, 8 + 14.0 * max(1, len(plot.rules)), width - left - 16, each * len(plot.entries))
     parts = horizontal(plot.x, frame)
     for value, _ in plot.x.marks(max(1, int(frame.width // 58))):
         x = frame.x(plot.x, value)
         parts.append(element("path", d=f"M{n(x)} {n(frame.top)}V{n(frame.bottom)}", class_="grid"))
-    parts += [_upright(rule, plot.x, frame) for rule in plot.rules]
+    parts += [_upright(rule, plot.x, frame, 14.0 * i) for i, rule in enumerate(plot.rules)]
     for i, entry in enumerate(plot.entries):
         middle = frame.top + each * (i + 0.5)
         name = fit(entry.name, int((left - 8) / CHARACTER))
@@ -47,11 +47,12 @@ def _dot(
     return [element("g", *kept(note, bar), sign, class_=colour(series))]
 
 
-def _upright(rule: Rule, axis: Axis, frame: Frame) -> Markup:
+def _upright(rule: Rule, axis: Axis, frame: Frame, above: float) -> Markup:
+    """A line from base to top with its label, so far above the frame."""
     x = frame.x(axis, rule.value)
-    line = element("path", d=f"M{n(x)} {n(frame.top - 4)}V{n(frame.bottom)}", class_="rule")
+    line = element("path", d=f"M{n(x)} {n(frame.top - 4 - above)}V{n(frame.bottom)}", class_="rule")
     half = len(rule.label) * CHARACTER / 2
-    text = label(rule.label, min(max(x, half), frame.right + 14 - half), frame.top - 8, "middle", "halo")
+    text = label(rule.label, min(max(x, half), frame.right + 14 - half), frame.top - 8 - above, "middle", "halo")
     return element("g", line, text, class_=colour(rule.series))
 
 

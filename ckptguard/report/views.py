@@ -149,6 +149,7 @@ def trials(run: Run, metric: str) -> Strips | None:
     if not panels:
         return None
     seen = [v for panel in panels for column in panel.columns for v in column.values]
+    seen += [column.mean for panel in panels for column in panel.columns]
     y = value_axis(metric, [*_clip(seen), *(rule.value for panel in panels for rule in panel.rules)])
     with_rate = all(point.ber for point in points)
     names = tuple(ticks.power(point.ber) if with_rate and point.ber else point.label for point in points)
