@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from ckptguard.devices.device import Device
 from ckptguard.devices.map import DeviceMap
-from ckptguard.devices.profile import Parameter, Profile, Term, load_profile, profiles
+from ckptguard.devices.profile import GROUPS, Parameter, Profile, load_profile, profiles
 
-__all__ = ["Device", "DeviceMap", "Parameter", "Profile", "Term", "load_profile", "profiles"]
+__all__ = ["GROUPS", "Device", "DeviceMap", "Parameter", "Profile", "load_profile", "profiles"]
