@@ -102,17 +102,26 @@ def grouped(
         return None
 
     def cells(row: Sequence[Child]) -> list[Markup]:
-        return [element("td", cell, class_="n" if i in right else None) for i, cell in enumerate(row[1:], 1)]
+        return [element("td", cell, class_="n" if i in right else _whole(cell)) for i, cell in enumerate(row[1:], 1)]
 
     head = [element("th", name, scope="col", class_="n" if i in right else None) for i, name in enumerate(heading)]
     body = []
     for group in groups:
         for number, row in enumerate(group):
             rows = len(group) if len(group) > 1 else None
-            first = None if number else element("th", row[0], scope="rowgroup" if rows else "row", rowspan=rows)
+            first = (
+                None
+                if number
+                else element("th", row[0], scope="rowgroup" if rows else "row", rowspan=rows, class_=_whole(row[0]))
+            )
             body.append(element("tr", first, *cells(row), class_="start" if spanned and not number else None))
     whole = element("table", element("thead", element("tr", *head)), "\n", element("tbody", join(*body, between="\n")))
     return element("div", whole, class_="scroll", role="region", aria_label=about, tabindex="0")
+
+
+def _whole(cell: Child) -> str | None:
+    """The class of short texts, which are not broken into lines."""
+    return "w" if cell is not None and len(cell) <= 24 else None
 
 
 def figure(plot: Plot, caption: Child = None) -> Markup:
@@ -141,7 +150,8 @@ def legend(plot: Plot) -> Markup | None:
     if not series:
         return None
     items = [
-        element("li", svg.swatch(number, line=isinstance(plot, Curves)), element("span", name)) for number, name in series
+        element("li", svg.swatch(number, line=isinstance(plot, Curves)), element("span", name))
+        for number, name in series
     ]
     return element("ul", *items, class_="legend")
 
@@ -155,13 +165,18 @@ def data(plot: Plot) -> tuple[list[str], list[list[str]], list[int]]:
     if isinstance(plot, Dots):
         names = dict(plot.series)
         rows = [
-            [entry.name, names.get(number, ""), *map(say, values)] for entry in plot.entries for number, *values in entry.points
+            [entry.name, names.get(number, ""), *map(say, values)]
+            for entry in plot.entries
+            for number, *values in entry.points
         ]
         return ["row", "variant", "mean", "low", "high"], rows, [2, 3, 4]
     rows = []
     for line in plot.lines:
         for i, x in enumerate(line.x):
-            extra = [column[i] if column else math.nan for column in (line.y, line.low, line.high, line.near_worst, line.worst)]
+            extra = [
+                column[i] if column else math.nan
+                for column in (line.y, line.low, line.high, line.near_worst, line.worst)
+            ]
             failed = f"{100 * line.failed[i]:.3g} %" if line.failed and line.failed[i] else "0 %"
             rows.append([line.name, f"{x:.4g}", *map(say, extra), failed])
     return ["series", plot.x.label, "mean", "low", "high", "5 %", "worst", "failed"], rows, [1, 2, 3, 4, 5, 6, 7]
@@ -181,7 +196,9 @@ def _strips_data(plot: Strips) -> tuple[list[str], list[list[str]], list[int]]:
         for name, column in zip(plot.x.names, panel.columns, strict=True):
             ordered = sorted(column.values)
             least, most = (ordered[0], ordered[-1]) if ordered else (math.nan, math.nan)
-            rows.append([panel.name, name, str(len(ordered)), say(least), say(column.mean), say(most), str(column.failed)])
+            rows.append(
+                [panel.name, name, str(len(ordered)), say(least), say(column.mean), say(most), str(column.failed)]
+            )
     return ["variant", plot.x.label, "trials", "least", "mean", "most", "failed"], rows, [2, 3, 4, 5, 6]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
+
+_NUMBER = re.compile(r"(?<=[0-9]) (?=%)")
 
 VOID = frozenset({"br", "hr", "meta", "link"})
 
@@ -20,7 +23,10 @@ Attribute = str | int | float | bool | None
 def plain(text: str) -> str:
     """Text as people may see it: control characters and direction marks as their escapes (XML forbids most of them)."""
     return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text
+        c
+        if c.isprintable() or c in "\n\N{NO-BREAK SPACE}"
+        else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in _NUMBER.sub("\N{NO-BREAK SPACE}", text)
     )
 
 

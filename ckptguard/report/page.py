@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptguard.files import atomic_writer
-from ckptguard.report import html, sections
+from ckptguard.report import findings, html, provenance, sections
 from ckptguard.report.markup import element
-from ckptguard.report.run import Run, mapping, read
+from ckptguard.report.run import Run, read
 
 NAME = "report.html"
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path | str) -> Path:
     """Write `report.html` into the folder of a finished run and return its path; the same run gives the same bytes.
 
     Raises:
@@ -26,32 +26,23 @@ def write(folder: Path) -> Path:
 
 
 def page(run: Run) -> str:
-    """The page of a run."""
-    subject = mapping(run.campaign.get("subject"))
-    name = str(subject.get("name") or "a checkpoint")
-    title = f"What faults cost {Path(name).name}"
-    return html.document(
-        title,
-        element("main",
-            element("h1", title),
-            element("p", _subtitle(run), class_="subject"),
-            sections.verdict(run),
-            sections.tiles(run),
-            sections.identity(run),
-            sections.results(run),
-            sections.comparison(run),
-            sections.layers_and_bits(run),
-            sections.attribution(run),
-            sections.channel(run),
-            sections.checks(run),
-            sections.rates(run),
-            sections.other_metrics(run),
-            sections.reproduce(run),
-        ),
-        sections.words(),
-    )  # fmt: skip
-
-
-def _subtitle(run: Run) -> str:
-    said = run.campaign.get("tool")
-    return f"{sections.size_of(run)}{f', {said}' if isinstance(said, str) else ''}"
+    """The page of a run: what was found first, then what it rests on."""
+    title = f"What faults cost {provenance.name_of(run)}"
+    tool = run.campaign.get("tool")
+    body = (
+        element("h1", title),
+        element("p", findings.size_of(run), f", {tool}" if isinstance(tool, str) else None, class_="subject"),
+        sections.verdict(run),
+        sections.tiles(run),
+        provenance.identity(run),
+        sections.results(run),
+        sections.channel(run),
+        sections.comparison(run),
+        sections.layers_and_bits(run),
+        sections.attribution(run),
+        provenance.checks(run),
+        provenance.rates(run),
+        sections.other_metrics(run),
+        provenance.reproduce(run),
+    )
+    return html.document(title, element("main", *body), provenance.words())

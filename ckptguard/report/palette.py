@@ -1,7 +1,8 @@
 """One set of colours for pages and for figures in files, told apart with every kind of colour vision.
 
-The hues are those of Okabe and Ito (Color Universal Design, 2008), darkened until each stands out from white paper by a
-contrast of 3 or more, and lightened for dark pages. A second sign, the marker, goes with every colour, for print in grey.
+The hues are those of Okabe and Ito (Color Universal Design, 2008), darkened until each stands out from white paper by
+a contrast of 3 or more, and lightened for dark pages. A second sign, the marker, goes with every colour, for print in
+grey.
 """
 
 from __future__ import annotations

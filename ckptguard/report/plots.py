@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from ckptguard.report import ticks
 
+MOST_DOTS = 120
+"""Trials of one point that are drawn."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -137,6 +140,10 @@ class Heat:
         most = max([0.0, *finite])
         return 0.0, most or 1.0
 
+    def say(self, value: float) -> str:
+        """A value as it is written: equal digits on a linear scale, a power of ten on a logarithmic one."""
+        return ticks.short(value, 2) if self.log else ticks.fixed(value, max(0, ticks.digits_for(self.scale()[1]) - 1))
+
     def share(self, value: float) -> float:
         """The place of a value between the least and the most, 0 to 1; failures are the most."""
         low, high = self.scale()
@@ -225,19 +232,7 @@ def frontier(
     sorted_points = [(method, sorted(points)) for method, points in methods]
     positive = [x for _, points in sorted_points for x, *_ in points if x > 0] or [1e-3, 1e-1]
     zero = min(positive) / 3 if any(x <= 0 for _, points in sorted_points for x, *_ in points) else None
-    lines = tuple(
-        Line(
-            method,
-            i,
-            tuple(x if x > 0 else zero or x for x, *_ in points),
-            *(tuple(point[part] for point in points) for part in (1, 2, 3)),
-            notes=tuple(
-                f"{method}: r = {ticks.short(x)}, {ticks.short(y)} ({ticks.short(low)} to {ticks.short(high)})"
-                for x, y, low, high in points
-            ),
-        )
-        for i, (method, points) in enumerate(sorted_points)
-    )
+    lines = tuple(_method(i, method, points, zero) for i, (method, points) in enumerate(sorted_points))
     rules = [Rule(clean, "clean")] if clean is not None else []
     rules += [Rule(limit, "limit", below=True)] if limit is not None else []
     heights = [value for line in lines for part in (line.y, line.low, line.high) for value in part]
@@ -245,6 +240,16 @@ def frontier(
     x = Axis(x_label, *ends, log=True, extra=((zero, "0"),) if zero else ())
     y = value_axis(y_label, [*heights, *(rule.value for rule in rules)])
     return Curves(name, title, description, x, y, lines, tuple(rules), bars=True)
+
+
+def _method(series: int, method: str, points: Sequence[tuple[float, float, float, float]], zero: float | None) -> Line:
+    """The points of a method, those of no redundancy at `zero`."""
+    xs, ys, lows, highs = (tuple(map(float, column)) for column in zip(*points, strict=True)) if points else ((),) * 4
+    notes = tuple(
+        f"{method}: r = {ticks.short(x)}, {ticks.short(y)} ({ticks.short(low)} to {ticks.short(high)})"
+        for x, y, low, high in points
+    )
+    return Line(method, series, tuple(x if x > 0 else zero or x for x in xs), ys, lows, highs, notes=notes)
 
 
 def damage(

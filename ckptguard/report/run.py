@@ -21,7 +21,18 @@ FORMAT = "ckptguard-campaign"
 Row = Mapping[str, Any]
 
 _GROUP = re.compile(r"(?:layer:(?P<layer>.+?))?(?:(?:^| )bit:(?P<bit>\d+))?", re.DOTALL)
-_LOWER_IS_BETTER = ("loss", "perplexity", "ppl", "error", "kl", "difference", "mismatch", "divergence", "changed", "flip")
+_LOWER_IS_BETTER = (
+    "loss",
+    "perplexity",
+    "ppl",
+    "error",
+    "kl",
+    "difference",
+    "mismatch",
+    "divergence",
+    "changed",
+    "flip",
+)
 
 
 @dataclass(frozen=True)
@@ -137,9 +148,13 @@ def read(folder: Path) -> Run:
         lines = (folder / "results.jsonl").read_text("utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
     except FileNotFoundError as error:
-        raise UsageError(f"{folder}: {Path(error.filename).name} is missing; name the folder of a finished run") from error
+        raise UsageError(
+            f"{folder}: {Path(error.filename).name} is missing; name the folder of a finished run"
+        ) from error
     except ValueError as error:
-        raise UsageError(f"{folder}: campaign.json or results.jsonl is damaged ({error}); run it again or --resume") from error
+        raise UsageError(
+            f"{folder}: campaign.json or results.jsonl is damaged ({error}); run it again or --resume"
+        ) from error
     summary = folder / "summary.csv"
     cells = list(csv.DictReader(summary.read_text("utf-8").splitlines())) if summary.exists() else None
     return build(campaign, rows, cells)
@@ -170,7 +185,9 @@ def build(campaign: Mapping[str, Any], rows: Iterable[Row], summary: Sequence[Ma
 
 
 def _metrics(
-    campaign: Mapping[str, Any], cells: Mapping[tuple[str, str, str], Cell], rows: Mapping[tuple[str, str], Sequence[Row]]
+    campaign: Mapping[str, Any],
+    cells: Mapping[tuple[str, str, str], Cell],
+    rows: Mapping[tuple[str, str], Sequence[Row]],
 ) -> tuple[str, ...]:
     first = [str(campaign["metric"])] if campaign.get("metric") else []
     seen = [metric for _, _, metric in cells]

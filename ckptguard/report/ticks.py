@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -59,7 +60,7 @@ def labels(values: Sequence[float]) -> list[str]:
     """Equal numbers of digits after the point, as many as the smallest distance needs."""
     if len(values) < 2:
         return [short(value) for value in values]
-    step = min(abs(b - a) for a, b in zip(values, values[1:], strict=False))
+    step = min(abs(b - a) for a, b in pairwise(values))
     largest = max(abs(value) for value in values)
     if largest >= 1e6 or step < 1e-5:
         return [f"{value:.3g}".replace("-", MINUS) for value in values]

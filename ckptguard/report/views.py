@@ -36,7 +36,9 @@ def main(run: Run, metric: str) -> Plot | None:
     """The figure the run is about: curves over the error rate, or where there is no rate one row per point."""
     points = run.of_kind("all")
     if len({point.ber for point in points if point.ber}) >= 2:
-        return over_rate(run, [point for point in points if point.ber], metric, f"rate-{metric}", f"{metric} against error rate")
+        return over_rate(
+            run, [point for point in points if point.ber], metric, f"rate-{metric}", f"{metric} against error rate"
+        )
     return rows(run, points, metric, f"points-{metric}", f"{metric} of every point") if points else None
 
 
@@ -94,7 +96,7 @@ def place(point: Point) -> str:
 
 
 def _clean_rules(run: Run, metric: str) -> list[Rule]:
-    """One neutral line if all variants are equally good undamaged, else one per variant in its colour; and the limit."""
+    """One neutral line if all variants are equal undamaged, else one per variant in its colour; and the limit."""
     clean = [run.clean(variant, metric) for variant in run.variants]
     finite = [value for value in clean if math.isfinite(value)]
     rules = []
@@ -147,6 +149,7 @@ def trials(run: Run, metric: str) -> Strips | None:
     if not panels:
         return None
     seen = [v for panel in panels for column in panel.columns for v in column.values]
+    seen += [column.mean for panel in panels for column in panel.columns]
     y = value_axis(metric, [*_clip(seen), *(rule.value for panel in panels for rule in panel.rules)])
     with_rate = all(point.ber for point in points)
     names = tuple(ticks.power(point.ber) if with_rate and point.ber else point.label for point in points)
@@ -211,7 +214,9 @@ def _loss_map(
         side, top, spans, label = tuple(names), tuple(strengths), (), RATE
     title = f"{variant}: {metric} lost with faults in one {what}"
     about = f"Rows and columns: {what}s and error rates; colour: mean loss of {metric} against the clean model."
-    return Heat(f"{what}s-{metric}-{series}", title, about, side, top, grid, f"mean loss of {metric}", what, label, spans=spans)
+    return Heat(
+        f"{what}s-{metric}-{series}", title, about, side, top, grid, f"mean loss of {metric}", what, label, spans=spans
+    )
 
 
 def _layers_by_bits(run: Run, series: int, at: str, points: Sequence[Point], metric: str) -> Heat | None:
@@ -230,7 +235,18 @@ def _layers_by_bits(run: Run, series: int, at: str, points: Sequence[Point], met
     title = f"{variant}: {metric} lost with faults in one bit position of one layer at {at}"
     about = f"Rows: layers, columns: bit positions; colour: mean loss of {metric} against the clean model."
     label, name = "bit (0 = most significant)", f"layer-bits-{metric}-{series}-{at}"
-    return Heat(name, title, about, tuple(layers), tuple(bits), grid, f"mean loss of {metric}", "layer", label, spans=fields(run, bits))
+    return Heat(
+        name,
+        title,
+        about,
+        tuple(layers),
+        tuple(bits),
+        grid,
+        f"mean loss of {metric}",
+        "layer",
+        label,
+        spans=fields(run, bits),
+    )
 
 
 def _most_lost(names: list[str], strengths: Sequence[str], found: dict[tuple[str, str], float]) -> list[str]:
@@ -249,11 +265,15 @@ def _by_bit(run: Run, points: Sequence[Point], metric: str) -> Curves:
     """The metric over the bit position at one error rate."""
     points = sorted(points, key=lambda point: _bit_order(point.part))
     bits = [float(point.part) if point.part.isdecimal() else float(i) for i, point in enumerate(points)]
-    base = over_rate(run, points, metric, f"bits-{metric}", f"{metric} with faults in one bit position at {strength(points[0])}")
+    base = over_rate(
+        run, points, metric, f"bits-{metric}", f"{metric} with faults in one bit position at {strength(points[0])}"
+    )
     lines = []
     for i, variant in enumerate(run.variants):
         line = _line(run, i, variant, points, metric)
-        lines.append(Line(variant, i, tuple(bits), line.y, line.low, line.high, (), line.worst, line.failed, line.notes))
+        lines.append(
+            Line(variant, i, tuple(bits), line.y, line.low, line.high, (), line.worst, line.failed, line.notes)
+        )
     x = Axis("bit position (0 = most significant)", min(bits) - 0.6, max(bits) + 0.6)
     names = [str(int(bit)) for bit in bits]
     spans = tuple(Span(s.low - 0.5, s.high - 0.5, s.label) for s in fields(run, names))
