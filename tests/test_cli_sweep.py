@@ -216,8 +216,8 @@ def test_parts_are_merged_by_a_command(place: Path, capsys: pytest.CaptureFixtur
         (("--ber", "1e-3", "--per-bit", "--bits", "63", "--tensors", "head.*"), 2, "no stored word has the bits"),
         (("--ber", "1e-3", "--resume", "--part", "3/2"), 2, "expected I/N"),
         (("--ber", "1e-3", "--eval", "task.py:chance"), 1, "not deterministic"),
-        (("--ber", "1e-3", "--limit", "niceness=-1", "--eval", "task.py:limitless", "--claim", "mean", "--until", "verdict"),
-         2, "give --range niceness=LOW:HIGH"),
+        (("--ber", "1e-3", "--limit", "niceness=-1", "--eval", "task.py:limitless", "--claim", "mean",
+          "--until", "verdict"), 2, "give --range niceness=LOW:HIGH"),
     ],
 )  # fmt: skip
 def test_a_request_that_cannot_be_met_says_why_and_leaves_nothing(
@@ -252,8 +252,8 @@ def test_layer_types_are_those_of_the_evaluators_model(place: Path, capsys: pyte
         "    def __init__(self):\n        super().__init__()\n        self.head = torch.nn.Linear(16, 8)\n"
         "        self.register_buffer('steps', torch.zeros(1, dtype=torch.int64))\n\n"
         "    def forward(self, x):\n        return self.head(x)\n\n\n"
-        "def data():\n    generator = np.random.default_rng(3)\n    return generator.normal(size=(20, 16)).astype('f4'), "
-        "np.arange(20) % 8\n"
+        "def data():\n    generator = np.random.default_rng(3)\n    "
+        "return generator.normal(size=(20, 16)).astype('f4'), np.arange(20) % 8\n"
     )
     evaluator = "classification:model=net.py:Net,data=net.py:data"
     words = ("--ber", "1e-2", "--trials", "1", "--eval", evaluator, "--no-report")

@@ -141,9 +141,9 @@ def fixed_threads(threads: int) -> Iterator[None]:
 
     Sums are rounded by how they are split, so equal results need equal numbers.
     """
-    limits = limit_threads(threads)
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch is not None else None
+    limits = limit_threads(threads)
     try:
         yield
     finally:

@@ -268,8 +268,8 @@ def _tail(count: int, bits: int, rate: float) -> float:
 def _implausible(point: Point, variant: str, where: str, count: int, expected: float, tail: float) -> str:
     return (
         f"flip-count check: point {point.id} ({point.label}), variant {variant!r}, {where}: {count} flips were drawn "
-        f"where {expected:.6g} are expected (probability {tail:.1e}); the faults are not those that were asked for, please "
-        "report this with the command and the seed"
+        f"where {expected:.6g} are expected (probability {tail:.1e}); the faults are not those that were asked for, "
+        "please report this with the command and the seed"
     )
 
 
