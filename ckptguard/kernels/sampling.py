@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from ckptguard.kernels.jit import njit
 
 U64 = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
@@ -36,7 +37,7 @@ def _start(stream: U64, key: np.uint64, index: int) -> None:
 @njit(cache=True, nogil=True, inline="always")
 def _draw(stream: U64) -> np.uint64:
     stream[0] += stream[1]
-    return _mix(stream[0])
+    return _mix(stream[0])  # type: ignore[no-any-return]
 
 
 @njit(cache=True, nogil=True)
