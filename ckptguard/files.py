@@ -123,7 +123,7 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     except (OSError, AttributeError):
         return None
     call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    return call  # type: ignore[no-any-return]
+    return call
 
 
 def _truncated(file: BinaryIO, offset: int, size: int, missing: int) -> str:

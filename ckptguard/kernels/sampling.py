@@ -171,7 +171,7 @@ def _choose_words(stream: U64, count: int, marks: U64, chosen: npt.NDArray[np.in
                 marks[word] = after
                 if listed:
                     chosen[found] = np.int32(place)
-                found += np.int64(after != before)
+                found += int(after != before)
     stream[0] = state
 
 
