@@ -81,7 +81,7 @@ def operating_point(texts: tuple[str, ...]) -> tuple[str | None, dict[str, float
         if named != item.strip():
             key, equals, value = "preset", "=", named
         if not key or not equals:
-            raise UsageError(f"--at: {item!r} is not of the form key=value")
+            raise UsageError(f"--at: {item!r} is not of the form key=value or @preset")
         if key in point or (key == "preset" and preset is not None):
             raise UsageError(f"--at: {key!r} is given twice")
         if key == "preset":
