@@ -332,7 +332,7 @@ def test_positions_of_a_word_flip_as_often_as_the_channel_says(spec):
     """Held loosely against what was drawn: clustered flips spread wider than independent ones do."""
     channel = channels.make(spec)
     rates = channel.flip_probability(16)
-    data = np.random.default_rng(4).integers(0, 256, 48 * BLOCK_BYTES, dtype=np.uint8)
+    data = np.random.default_rng(4).integers(0, 256, 32 * BLOCK_BYTES, dtype=np.uint8)
     before = bits_of_words(data)
     flips = before ^ bits_of_words(corrupted(spec, data))
     assert rates.shape == (16, 2)
