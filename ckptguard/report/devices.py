@@ -126,6 +126,14 @@ def show_text(record: dict[str, Any]) -> str:
         _channel_text(record["channel"]),
         _cells_text(record.get("cells")),
     ]
+    blocks += points_text(record)
+    blocks += [paragraph("source", record["source"]), paragraph("notes", record["notes"])]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def points_text(record: dict[str, Any]) -> list[str]:
+    """The parameters and presets of a profile's record, a table each where there are any."""
+    blocks = []
     if record["parameters"]:
         point = record["operating_point"]
         rows = [
@@ -139,8 +147,7 @@ def show_text(record: dict[str, Any]) -> str:
             for name, preset in record["presets"].items()
         ]
         blocks.append(table(("preset", "operating point"), rows_of))
-    blocks += [_paragraph("source", record["source"]), _paragraph("notes", record["notes"])]
-    return "\n\n".join(block for block in blocks if block)
+    return blocks
 
 
 def _rates(device: Device) -> dict[str, Any]:
@@ -226,7 +233,8 @@ def _channel_text(spec: str) -> str:
     return filled.replace(", ", ",")
 
 
-def _paragraph(title: str, text: str) -> str:
+def paragraph(title: str, text: str) -> str:
+    """A text in lines of 100, or nothing."""
     if not text:
         return ""
     return textwrap.fill(f"{title}: {' '.join(text.split())}", _WIDTH, initial_indent="  ", subsequent_indent="    ")
