@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.channels.base import BLOCK_BYTES, Channel, NoiseKey
+from ckptguard.channels.base import BLOCK_BYTES, Channel, NoiseKey, alike
 from ckptguard.channels.noise import PART_BYTES, binomial, of_2_to_63, probability, require_bytes, stream_key
 from ckptguard.errors import SpecError
 
@@ -69,6 +69,10 @@ class Bsc(Channel):
     def bit_error_rate(self) -> float:
         """p."""
         return self.p
+
+    def flip_probability(self, word_bits: int) -> npt.NDArray[np.float64]:
+        """See `Channel.flip_probability`."""
+        return alike(word_bits, self.p, self.p)
 
     def corrupt(self, data: npt.NDArray[np.uint8], first_block: int, key: NoiseKey) -> None:
         """Flip bits of `data` in place; see `Channel.corrupt`."""
