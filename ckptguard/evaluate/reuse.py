@@ -7,9 +7,10 @@ runs as always, but operations before the cut are not carried out: they return p
 Against skipping whole modules this also skips the operations between modules, needs no more than the crossing
 activations in memory, and stays right where modules work in place, share activations or keep some as attributes.
 
-Exactness: an operation is skipped only if it is the one on the tape, all it read was unchanged, and it is free of
-random numbers and of writes to anything that outlives the run. Where a run leaves the tape, or reads a placeholder
-after the cut, it is repeated in full. The first use of every cut is compared bit for bit with a full run.
+Exactness: an operation is skipped only if it is the one on the tape, all it read was unchanged, and it writes to
+nothing that outlives the run; models that draw random numbers are always run in full. Where a run leaves the tape, or
+reads a placeholder after the cut, it is repeated in full. The first use of every cut is compared bit for bit with a
+full run.
 """
 
 from __future__ import annotations
@@ -131,6 +132,9 @@ class PrefixReuse:
         except (NotImplementedError, RuntimeError) as error:  # a tensor without storage; or the model's own error again
             self.report.refused = f"the run could not be recorded: {error}"
             return call()
+        if mode.random:
+            self.report.refused = "the model draws random numbers"
+            return result
         tape.results = {place for tensor in _tensors(result) if isinstance(place := mode.place(tensor), tuple)}
         self._tapes[batch] = tape
         return result
@@ -227,6 +231,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _recorder(tape: _Tape) -> Any:
     """A mode of torch that carries out every operation and writes it on the tape."""
+    import torch
     from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_flatten
@@ -234,6 +239,7 @@ def _recorder(tape: _Tape) -> Any:
     class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __init__(self) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
+            self.random = False
             self._places: dict[int, Place] = {}
             self._alive: list[Any] = []  # a weak reference keeps an address from being given to another storage
 
@@ -250,16 +256,16 @@ def _recorder(tape: _Tape) -> Any:
                 if isinstance(place, int):
                     tape.first_use.setdefault(place, index)
             result = func(*args, **kwargs)
+            self.random |= torch.Tag.nondeterministic_seeded in func.tags
             leaves, structure = tree_flatten(result)
             outputs = tuple(self._output((index, number), leaf, inputs) for number, leaf in enumerate(leaves))
             kinds = {output.kind for output in outputs}
-            skippable = _is_pure(func, args, kwargs, self.place) and not ("view" in kinds and "new" in kinds)
+            inner = all(isinstance(self.place(tensor), tuple) for tensor in _written(func, args, kwargs))
+            skippable = inner and not ("view" in kinds and "new" in kinds)
             tape.operations.append(_Operation(func, reads, outputs, structure, skippable))
             return result
 
         def _output(self, place: Place, leaf: Any, inputs: list[Any]) -> _Output:
-            import torch
-
             if not isinstance(leaf, torch.Tensor):
                 return _Output("value", leaf)
             for number, tensor in enumerate(inputs):
@@ -284,15 +290,6 @@ def _recorder(tape: _Tape) -> Any:
             )
 
     return Recorder()
-
-
-def _is_pure(function: Any, args: Any, kwargs: Any, place: Callable[[Any], Place | int]) -> bool:
-    """Whether an operation draws no random numbers and writes only to what was made in this run."""
-    import torch
-
-    if torch.Tag.nondeterministic_seeded in function.tags:
-        return False
-    return all(isinstance(place(tensor), tuple) for tensor in _written(function, args, kwargs))
 
 
 def _written(function: Any, args: Any, kwargs: Any) -> list[Any]:

@@ -71,7 +71,7 @@ class Sentence(ModelSession):
     def metrics(self) -> dict[str, float]:
         """See the class."""
         found = self._embeddings()
-        finite = np.isfinite(found).all(1)
+        finite = np.logical_and.reduce(np.isfinite(found), axis=1)
         found = np.where(finite[:, None], found, 0.0)
         scores, clean = _cosines(found[0::2], found[1::2]), _cosines(self._clean[0::2], self._clean[1::2])
         result = {
