@@ -508,6 +508,23 @@ def test_an_image_folder_gives_normalised_images_class_by_class(tmp_path: Path) 
     assert resized.inputs.shape == (6, 3, 3, 6)
 
 
+def test_verify_scores_the_three_models_with_any_evaluator(linear: Any, tmp_path: Path) -> None:
+    from ckptguard import corrupt, protect, verify
+
+    path, _, tensors = linear
+    state = {"fc.weight": tensors["fc.weight"].view("<f4").reshape(7, 5), "fc.bias": tensors["fc.bias"].view("<f4")}
+    pytest.importorskip("safetensors.numpy").save_file(state, tmp_path / "m.safetensors")
+    protect(tmp_path / "m.safetensors", tmp_path / "m.ckg", code="bch:255,131")
+    corrupt(tmp_path / "m.ckg", tmp_path / "worn.ckg", seed=4, channel="bsc:1e-2")
+    spec = f"classification:model={path}:Net,data={path}:images"
+    found = verify(tmp_path / "worn.ckg", tmp_path / "m.safetensors", evaluator=spec, jobs=1).metrics
+    assert found["clean"] == found["decoded"]
+    assert found["clean"]["mismatch"] == 0.0
+    assert found["unprotected"]["mismatch"] > 0.0
+    weights = verify(tmp_path / "worn.ckg", tmp_path / "m.safetensors", evaluator="weights", jobs=1).metrics
+    assert weights["decoded"]["wrong_bits"] == 0.0 < weights["unprotected"]["wrong_bits"]
+
+
 # logits --------------------------------------------------------------------------------------------------------------
 
 

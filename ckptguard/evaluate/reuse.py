@@ -255,8 +255,11 @@ def _recorder(tape: _Tape) -> Any:
             for place in reads:
                 if isinstance(place, int):
                     tape.first_use.setdefault(place, index)
+            seeded = torch.Tag.nondeterministic_seeded in func.tags
+            before = _random_state() if seeded else None
             result = func(*args, **kwargs)
-            self.random |= torch.Tag.nondeterministic_seeded in func.tags
+            # attention has the tag because it could drop; only what moves a generator has drawn
+            self.random |= seeded and (kwargs.get("generator") is not None or _random_state() != before)
             leaves, structure = tree_flatten(result)
             outputs = tuple(self._output((index, number), leaf, inputs) for number, leaf in enumerate(leaves))
             kinds = {output.kind for output in outputs}
@@ -290,6 +293,15 @@ def _recorder(tape: _Tape) -> Any:
             )
 
     return Recorder()
+
+
+def _random_state() -> list[bytes]:
+    """The states of torch's default generators."""
+    import torch
+
+    cuda: Any = torch.cuda
+    devices = cuda.get_rng_state_all() if cuda.is_initialized() else []
+    return [state.numpy().tobytes() for state in (torch.get_rng_state(), *devices)]
 
 
 def _written(function: Any, args: Any, kwargs: Any) -> list[Any]:
