@@ -514,7 +514,7 @@ def test_verify_scores_the_three_models_with_any_evaluator(linear: Any, tmp_path
     path, _, tensors = linear
     state = {"fc.weight": tensors["fc.weight"].view("<f4").reshape(7, 5), "fc.bias": tensors["fc.bias"].view("<f4")}
     pytest.importorskip("safetensors.numpy").save_file(state, tmp_path / "m.safetensors")
-    protect(tmp_path / "m.safetensors", tmp_path / "m.ckg", code="bch:255,131")
+    protect(tmp_path / "m.safetensors", tmp_path / "m.ckg")
     corrupt(tmp_path / "m.ckg", tmp_path / "worn.ckg", seed=4, channel="bsc:1e-2")
     spec = f"classification:model={path}:Net,data={path}:images"
     found = verify(tmp_path / "worn.ckg", tmp_path / "m.safetensors", evaluator=spec, jobs=1).metrics
