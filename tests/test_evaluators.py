@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,36 @@ def test_an_evaluator_that_returns_no_named_numbers_is_an_error(returned: Any) -
 def test_what_can_neither_be_called_nor_computed_is_no_evaluator() -> None:
     with pytest.raises(UsageError, match="no evaluator"):
         open_session(3, EVERY)
+
+
+def test_a_class_may_lay_its_model_over_the_live_tensors_once(tmp_path: Path) -> None:
+    class Head:
+        def __init__(self) -> None:
+            self.net, self.bound = nn.Linear(3, 1), False
+
+        def __call__(self, state: Mapping[str, Any]) -> dict[str, float]:
+            if not self.bound:
+                self.net.load_state_dict(state, assign=True)
+                self.bound = True
+            return {"out": self.net(torch.ones(3)).item()}
+
+    specs = {"weight": TensorSpec(DTYPES["F32"], (1, 3)), "bias": TensorSpec(DTYPES["F32"], (1,))}
+    session = open_session(Head, specs)
+    session.load({"weight": np.array([1, 2, 3], "<f4").view(np.uint8), "bias": np.array([4], "<f4").view(np.uint8)})
+    assert session.metrics() == {"out": 10.0}
+    session.patch({"weight": Patch(np.array([1]), np.array([-2], "<f4").view("<u4"))})
+    assert session.metrics() == {"out": 6.0}
+    session.undo()
+    assert session.metrics() == {"out": 10.0}
+
+
+def test_every_kind_and_key_is_documented() -> None:
+    text = (ROOT / "docs" / "evaluators.md").read_text(encoding="utf-8")
+    for name in sessions.KINDS:
+        section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+        assert section is not None, name
+        for key in sessions.find_kind(name).keys:
+            assert re.search(rf"`[^`]*\b{key}\b[^`]*`", section[1]), (name, key)
 
 
 # weights -------------------------------------------------------------------------------------------------------------
