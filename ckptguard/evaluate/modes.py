@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -87,6 +87,7 @@ class Replayer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._wanted = set() if capture is None else tape.crossing(capture)
         self.captured: dict[Place, Any] = {}
         self._index = 0
+        self._left = False
         self._stores: dict[Place, Any] = {}  # storages that cross the cut to capture
         self._lent: dict[int, Place] = {}  # kept storages given to the model, by address
         self._skipped: dict[Place, Any] = {}  # what stands for storages before the cut; held for the addresses' sake
@@ -96,7 +97,7 @@ class Replayer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The result, apart from what is kept; raises DivergedError if the run ended before its cut."""
         self._capture()
         addresses = [storage_address(tensor) for tensor in tensors_of(result)]
-        if self._index < self._end or self._placeholders.intersection(addresses):
+        if self._left or self._index < self._end or self._placeholders.intersection(addresses):
             raise DivergedError
         if not self._lent.keys() & set(addresses):
             return result
@@ -109,7 +110,7 @@ class Replayer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if index < self._end and (
             index >= len(self._tape.operations) or self._tape.operations[index].function is not func
         ):
-            raise DivergedError
+            self._leave()
         if index < self._start:
             return self._skip(index, func, args, kwargs)
         self._protect(func, args, kwargs)
@@ -117,6 +118,10 @@ class Replayer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._capture_at is not None and index < self._capture_at:
             self._hold(self._tape.operations[index], tensors_of(result))
         return result
+
+    def _leave(self) -> NoReturn:
+        self._left = True  # a model may catch what is raised
+        raise DivergedError
 
     def _skip(self, index: int, func: Any, args: Any, kwargs: Any) -> Any:
         operation = self._tape.operations[index]
@@ -148,7 +153,7 @@ class Replayer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._placeholders and not self._lent:
             return
         if any(storage_address(tensor) in self._placeholders for tensor in tensors_of((args, kwargs))):
-            raise DivergedError
+            self._leave()
         for tensor in _written(func, args, kwargs):
             place = self._lent.pop(storage_address(tensor), None)
             if place is not None:
