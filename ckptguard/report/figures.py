@@ -160,9 +160,10 @@ def _curves(plot: Curves) -> Figure:
             )
     for rule in plot.rules:
         _rule(axes, rule)
-    for line in plot.lines:
+    for line in reversed(plot.lines):
         _line(axes, line, plot)
-    axes.legend(loc="best", fontsize=8)
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], names[::-1], loc="best", fontsize=8)
     axes.set_title(plot.title)
     return figure
 
