@@ -23,7 +23,7 @@ def text(campaign: Mapping[str, Any], rows: Iterable[Row]) -> str:
     if run.metrics and run.cells:
         blocks.append(_points(run, run.metrics[0]))
     notes = [str(note) for note in run.analysis.get("notes", ())]
-    return "\n\n".join([*blocks, *(f"note: {note}" for note in notes)]).replace(ticks.MINUS, "-")
+    return ticks.keyboard("\n\n".join([*blocks, *(f"note: {note}" for note in notes)]))
 
 
 def _points(run: Run, metric: str) -> str:
@@ -36,7 +36,7 @@ def _points(run: Run, metric: str) -> str:
     body, before = [], ""
     for point, cell in shown:
         place = ", ".join(filter(None, [point.layer, f"bit {point.bit}" if point.bit else "", point.label]))
-        ends = findings.interval(run, cell).replace("–", "to") or "-"
+        ends = ticks.keyboard(findings.interval(run, cell)) or "-"
         cells = [
             place if place != before else "",
             cell.variant,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptguard.report import numbers, ticks, views
@@ -93,11 +93,12 @@ def headline(run: Run) -> str:
 
 
 def _strongest(run: Run, found: Sequence[tuple[Point, Cell]]) -> str:
-    """The best variant beside the unprotected one, where the two differ most; oracles do not count."""
+    """The best judged variant beside the unprotected one, where the two differ most; oracles do not count."""
     variants = records(run.campaign.get("variants"))
     oracles = {str(v.get("name")) for v in variants if v.get("code") == "ideal"}
     bare = {str(v.get("name")) for v in variants if v.get("code") == "none" and not (v.get("guard") or v.get("masks"))}
-    real = [pair for pair in found if pair[1].variant not in oracles] or list(found)
+    names = run.analysis.get("judged") or [name for name in run.variants if name not in oracles]
+    real = [pair for pair in found if pair[1].variant in names] or list(found)
     unprotected = {point.id: cell for point, cell in found if cell.variant in bare}
 
     def won(pair: tuple[Point, Cell]) -> float:
@@ -120,7 +121,7 @@ def _weakest(run: Run, found: Sequence[tuple[Point, Cell]]) -> str:
     for pair in found:
         groups.setdefault(pair[0].label, []).append(pair)
 
-    def spread(pairs: Sequence[tuple[Point, Cell]]) -> float:
+    def spread(pairs: Iterable[tuple[Point, Cell]]) -> float:
         means = [cell.mean for _, cell in pairs if math.isfinite(cell.mean)]
         return max(means) - min(means) if means else 0.0
 

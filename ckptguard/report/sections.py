@@ -218,6 +218,8 @@ def channel(run: Run) -> Markup | None:
     about = (
         "Means per trial. Flips are of weight bits, protected or not; expected is their number by the channel's rate."
     )
+    if found is None:
+        return None
     return html.section("What the channel did", element("p", about, class_="soft"), _half("Every point", found, groups))
 
 
