@@ -9,48 +9,25 @@ codeword, and is not counted as lost.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from ckptguard import plan, representations
+from ckptguard.campaign.decoding import Decoding
 from ckptguard.campaign.encodings import Encoding
 from ckptguard.campaign.shells import Drawn
 from ckptguard.codes.base import Code, UnitLayout
 from ckptguard.codes.crc import CRC_BITS, Crc
 from ckptguard.codes.lanes import LaneCode, words_of
-from ckptguard.codes.outer import Outer
 from ckptguard.errors import UsageError
 from ckptguard.plan import Part, ShardPlan, Source, Stream, Unit
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
-
-
-@dataclass
-class Decoding:
-    """What became of the protected bits in a trial.
-
-    Attributes:
-        residual: by tensor, bits that still differ after decoding.
-        lost: by tensor, elements with bits in codewords that were given up on, ascending.
-        codewords: in all streams.
-        corrected: damaged codewords of decoded units that came out right.
-        uncorrectable: those the decoder gave up on.
-        miscorrected: those it took for another codeword.
-        raised: whether protected bits are lost, and reading strictly would fail.
-    """
-
-    residual: dict[str, Drawn] = field(default_factory=dict)
-    lost: dict[str, I64] = field(default_factory=dict)
-    codewords: int = 0
-    corrected: int = 0
-    uncorrectable: int = 0
-    miscorrected: int = 0
-    raised: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +90,10 @@ class StreamCoder:
         """The codewords of a unit."""
         return self.last if unit == self.stream.units - 1 else self.full
 
+    def unit(self, index: int) -> Unit:
+        """A unit of the stream."""
+        return self._shard.unit(self._index, index)
+
     def lanes(self, words: int) -> int:
         """Codewords with message bits in a unit of so many words; outer words come behind them."""
         if isinstance(self.code, LaneCode):
@@ -150,7 +131,7 @@ class StreamCoder:
         """The parity of all units, as a container stores it."""
         pieces = []
         for index in range(self.stream.units):
-            unit = self._shard.unit(self._index, index)
+            unit = self.unit(index)
             pieces.append(self.code.encode(self._message(unit), self.stream.mask))
         return np.concatenate(pieces)
 
@@ -193,12 +174,14 @@ class StreamCoder:
                 )
         units, bits, found = self._parity_codewords(parity)
         inside = found >= 0
-        np.add.at(counts, units[inside] * self.full.codewords + found[inside], 1)
+        counts += np.bincount(units[inside] * self.full.codewords + found[inside], minlength=counts.size).astype(
+            np.int32
+        )
         counts[np.repeat(by_unit == 0, self._sizes)] = 0  # what no flip reached is not decoded
         failing = counts > self.code.t
         result.corrected += int(np.count_nonzero(counts)) - int(np.count_nonzero(failing))
-        doubtful = np.unique(np.flatnonzero(failing) // self.full.codewords) if failing.any() else []
-        for index in map(int, doubtful):
+        doubtful = np.unique(np.flatnonzero(failing) // self.full.codewords)
+        for index in doubtful.tolist():
             first = index * self.full.codewords
             here = failing[first : first + self.layout(index).codewords]
             mine = (units == index) & inside
@@ -229,7 +212,7 @@ class StreamCoder:
         """Run the decoder on the failing codewords of a unit."""
         from ckptguard.kernels import codewords
 
-        unit = self._shard.unit(self._index, index)
+        unit = self.unit(index)
         read, errors = self._errors(unit, failing, flips)
         stored = self._blank_parity[unit.words].copy()
         np.bitwise_xor.at(stored, parity >> 3, (1 << (parity & 7)).astype(np.uint8))
@@ -284,30 +267,12 @@ class StreamCoder:
                 errors[here] = 0
             if not errors[here].any():
                 continue
-            result.raised = True
             member = self.members[piece.part]
             first = unit.index * self.stream.unit_words + piece.first_word - int(member.place[0])
-            _merge(result.residual, member.name, _elements(member, first, errors[here]))
+            given_up = None
             if cover is not None and cover[here].any():
-                touched = _elements(member, first, cover[here]).elements
-                known = result.lost.get(member.name)
-                result.lost[member.name] = touched if known is None else np.union1d(known, touched)
-
-
-def _merge(residual: dict[str, Drawn], name: str, found: Drawn) -> None:
-    known = residual.get(name)
-    residual[name] = found if known is None else combined(known, found)
-
-
-def combined(one: Drawn, other: Drawn) -> Drawn:
-    """Flips of two disjoint sets of bits of the same words, together; planes are not counted."""
-    if not one.elements.size or not other.elements.size:
-        return other if other.elements.size else one
-    elements = np.concatenate([one.elements, other.elements])
-    order = np.argsort(elements, kind="stable")
-    words, starts = np.unique(elements[order], return_index=True)
-    flips = np.concatenate([one.flips, other.flips])[order]
-    return Drawn(words, np.bitwise_xor.reduceat(flips, starts), one.by_plane)
+                given_up = _elements(member, first, cover[here]).elements
+            result.add(member.name, _elements(member, first, errors[here]), given_up)
 
 
 def _elements(member: Member, first: int, words: U64) -> Drawn:

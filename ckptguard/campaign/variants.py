@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptguard import codes, masks
-from ckptguard.campaign.coding import Decoding, StreamCoder, coders_of, combined
+from ckptguard.campaign.coding import StreamCoder, coders_of
+from ckptguard.campaign.damage import Damage, Totals
+from ckptguard.campaign.decoding import Decoding, combined
 from ckptguard.campaign.drawing import Flips, ParityKey, ParityTarget, Target, draw_flips
 from ckptguard.campaign.encodings import Encoding, check_representation, encode_tensor
 from ckptguard.campaign.faults import Fault, Scope, assign
@@ -108,50 +110,6 @@ class Variant:
         return cls(record["name"], representation, chosen, record["code"], record["policy"], record["guard"])
 
 
-@dataclass(frozen=True)
-class Damage:
-    """What a trial did to the tensors.
-
-    Attributes:
-        patches: by tensor, words that differ from the base; empty where `raised`.
-        raised: the policy is `raise` and protected bits are lost.
-        stored_bits, parity_bits: that faults could hit.
-        expected_flips, expected_parity_flips: their mean; None where it is not known exactly.
-        flips, parity_flips: drawn, before decoding.
-        codewords: that were read; 0 without a code.
-        corrected, uncorrectable, miscorrected: codewords with damage: that came out right, were given up on, were taken
-            for another. Codewords of units whose message no flip reached are not decoded and not counted.
-        residual_bits: stored bits that differ after decoding, nulled elements left out.
-        changed_elements: words in `patches`.
-        nulled: elements the policy made zero.
-        guarded: words the guard changed.
-        non_finite: words in `patches` that are infinite or no number.
-        flips_by_bit, residual_by_bit: by position in the stored word, 0 = most significant.
-        residual_by_tensor: residual bits by name.
-    """
-
-    patches: dict[str, Patch]
-    raised: bool
-    stored_bits: int
-    parity_bits: int
-    expected_flips: float | None
-    expected_parity_flips: float | None
-    flips: int
-    parity_flips: int
-    codewords: int
-    corrected: int
-    uncorrectable: int
-    miscorrected: int
-    residual_bits: int
-    changed_elements: int
-    nulled: int
-    guarded: int
-    non_finite: int
-    flips_by_bit: dict[int, int] = field(default_factory=dict)
-    residual_by_bit: dict[int, int] = field(default_factory=dict)
-    residual_by_tensor: dict[str, int] = field(default_factory=dict)
-
-
 class Prepared:
     """A subject stored as a variant says: what trials need of it, worked out once."""
 
@@ -194,7 +152,7 @@ class Prepared:
         return self.redundancy_at(None)
 
     def redundancy_at(self, bit_error_rate: float | None) -> float:
-        """The same, where an ideal code that names no rate is priced for this one: H(p) / (1 - H(p)) of what it protects."""
+        """The same, an ideal code that names no rate priced for this one: H(p) / (1 - H(p)) of what it protects."""
         parity = math.nan
         if self.variant.is_ideal:
             rate = _ideal_rate(self.variant.code)
@@ -258,15 +216,15 @@ class Prepared:
 
     def outcome(self, flips: Flips, decoding: Decoding) -> Damage:
         """What flips and their decoding come to in the tensors."""
-        raised = decoding.raised and self.variant.policy == "raise"
+        raised = decoding.lost and self.variant.policy == "raise"
         patches: dict[str, Patch] = {}
-        totals = _Totals()
+        totals = Totals()
         for name in self.encodings:
-            drawn, residual = flips.tensors.get(name), decoding.residual.get(name)
+            drawn, residual = flips.tensors.get(name), decoding.wrong(name)
             if drawn is None and residual is None:
                 continue
             left = self._left(name, drawn, residual)
-            lost = decoding.lost.get(name) if self.variant.policy == "null" else None
+            lost = decoding.given_up(name) if self.variant.policy == "null" else None
             patch = self._patch(name, left, lost, totals)
             if patch.elements.size and not raised:
                 patches[name] = patch
@@ -305,7 +263,7 @@ class Prepared:
             drawn = Drawn(drawn.elements[open_ones], flips[open_ones], drawn.by_plane)
         return drawn if residual is None else combined(drawn, residual)
 
-    def _patch(self, name: str, left: Drawn, lost: I64 | None, totals: _Totals) -> Patch:
+    def _patch(self, name: str, left: Drawn, lost: I64 | None, totals: Totals) -> Patch:
         encoding = self.encodings[name]
         kind = encoding.words.dtype.type
         elements, flips = left.elements, left.flips
@@ -341,28 +299,6 @@ class Prepared:
         return image
 
 
-@dataclass
-class _Totals:
-    """What is counted tensor by tensor."""
-
-    by_bit: dict[int, int] = field(default_factory=dict)
-    by_tensor: dict[str, int] = field(default_factory=dict)
-    nulled: int = 0
-    guarded: int = 0
-    non_finite: int = 0
-
-    def count(self, name: str, flips: npt.NDArray[np.uint64], bits: int) -> None:
-        """Add the flips left in words of so many bits."""
-        total = 0
-        for plane in range(bits):
-            count = int(np.count_nonzero(flips & np.uint64(1 << (bits - 1 - plane))))
-            if count:
-                self.by_bit[plane] = self.by_bit.get(plane, 0) + count
-                total += count
-        if total:
-            self.by_tensor[name] = total
-
-
 def _base(encoding: Encoding) -> Bytes:
     data = encoding.restore(encoding.words).view(np.uint8)
     data.setflags(write=False)
@@ -384,8 +320,3 @@ def capacity_redundancy(p: float) -> float:
         return 0.0
     entropy = -p * math.log2(p) - (1.0 - p) * math.log2(1.0 - p)
     return entropy / (1.0 - entropy) if entropy < 1.0 else math.inf
-
-
-def protected_bits(prepared: Prepared, names: Sequence[str]) -> int:
-    """Protected bits of some tensors."""
-    return sum(prepared.encodings[name].elements * prepared.masks[name][0].count("1") for name in names)
