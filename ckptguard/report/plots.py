@@ -142,6 +142,8 @@ class Heat:
 
     def say(self, value: float) -> str:
         """A value as it is written: equal digits on a linear scale, a power of ten on a logarithmic one."""
+        if value == 0.0:
+            return "0"
         return ticks.short(value, 2) if self.log else ticks.fixed(value, max(0, ticks.digits_for(self.scale()[1]) - 1))
 
     def share(self, value: float) -> float:

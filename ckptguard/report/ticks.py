@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_POWER = re.compile(r"(?:([0-9.]+)·)?10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 MINUS = "\N{MINUS SIGN}"
 
@@ -105,6 +108,13 @@ def digits_for(size: float) -> int:
     return 4 if size < 1 else max(0, 3 - math.floor(math.log10(size)))
 
 
+def keyboard(text: str) -> str:
+    """A text with the signs of a keyboard: `3e-05` for `3·10⁻⁵`, hyphens for minus signs, `to` for dashes."""
+    for sign, plain in ((MINUS, "-"), ("–", "to"), ("×", "x"), ("≥", ">=")):
+        text = text.replace(sign, plain)
+    return _POWER.sub(lambda found: f"{found[1] or '1'}e{int(found[2].translate(_LOWERED)):+03d}", text)
+
+
 def short(value: float, digits: int = 4) -> str:
     """A number with so many significant digits and a true minus sign; large and tiny ones as powers of ten."""
     if math.isnan(value):
@@ -115,4 +125,6 @@ def short(value: float, digits: int = 4) -> str:
         exponent = math.floor(math.log10(abs(value)))
         part = f"{value / 10.0**exponent:.{max(0, digits - 2)}f}".replace("-", MINUS)
         return f"{part}·10{str(exponent).translate(_RAISED)}"
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}".replace("-", MINUS)
     return f"{value:.{digits}g}".replace("-", MINUS)
