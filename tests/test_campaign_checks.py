@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from sweeps import model, small
 
 from ckptguard.campaign import checks
 from ckptguard.campaign.checks import CheckError
-from ckptguard.campaign.design import make_points, rate_sources
+from ckptguard.campaign.design import fault_sources, make_points, rate_sources
 from ckptguard.campaign.faults import Scope
 from ckptguard.campaign.results import Row
 from ckptguard.campaign.variants import Prepared
@@ -157,7 +158,7 @@ def test_a_worker_that_scores_the_clean_model_otherwise_is_refused(
 def rows(count: int, shift: int = 0) -> list[Row]:
     """Rows of one point with 1,000 bits in plane 0, flipped at 0.1."""
     tally = {"flips_by_bit": {"0": 100 + shift}, "residual_by_bit": {}, "residual_by_tensor": {}}
-    counts = {"parity_flips": 5, "parity_bits": 50}
+    counts = {"flips": 100 + shift, "parity_flips": 5, "parity_bits": 50}
     return [Row("p00", "v", trial, {}, False, None, 100.0, 5.0, counts, tally) for trial in range(count)]
 
 
@@ -185,3 +186,23 @@ def test_every_plane_of_a_run_is_counted(place: Path) -> None:
     assert planes == {str(plane): 136 for plane in range(9)}
     assert run.campaign["checks"]["flips"]["counts"] == 9 + 1
     assert run.campaign["checks"]["flips"]["smallest_tail"] > 1e-6
+
+
+def test_flips_of_bits_with_several_probabilities_are_held_against_a_chernoff_bound() -> None:
+    points = make_points(fault_sources(["asymmetric:0.1,0.2"]), ["w"], scope=Scope())
+    assert checks.flips(rows(4, 10), points, {"v": {"p00": {}}})["counts"] == 2
+    with pytest.raises(CheckError, match=r"message: 520 flips were drawn where 400 are expected"):
+        checks.flips(rows(4, 30), points, {"v": {"p00": {}}})
+    for count, mean in ((520, 400.0), (300, 400.0), (3, 0.5), (0, 12.0)):
+        exact = stats.binom(100_000, mean / 100_000)
+        tail = exact.sf(count - 1) if count > mean else exact.cdf(count)
+        assert tail <= checks._chernoff(count, mean) <= 30 * math.sqrt(mean + 1) * tail
+
+
+def test_faults_of_exactly_k_flips_have_k_in_every_trial() -> None:
+    points = make_points(fault_sources(["flips:105"]), ["w"], scope=Scope())
+    assert checks.flips(rows(3), points, {"v": {"p00": {}}})["counts"] == 1
+    with pytest.raises(CheckError, match=r"trial 0: 107 flips were drawn where 105 are expected"):
+        checks.flips(rows(3, 2), points, {"v": {"p00": {}}})
+    bursts = make_points(fault_sources(["erasure:64,0.1"]), ["w"], scope=Scope())
+    assert checks.flips(rows(3), bursts, {"v": {"p00": {}}})["counts"] == 0
