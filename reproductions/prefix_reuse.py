@@ -16,7 +16,7 @@ from ckptguard.evaluate.models import ModelSession
 from ckptguard.evaluate.session import Patch, TensorSpec, open_session
 from reproductions import data
 
-LAYERS = ("fc3", "fc1", "block4.conv2", "block4.conv1", "block3.conv1", "block1.conv1")
+LAYERS = ("fc3", "fc1", "block4.conv2", "block4.conv1")
 TEXTS, TRIALS, FLIPS = 1000, 8, 20
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "vdcnn_agnews.py"
 
