@@ -808,6 +808,17 @@ def test_loading_other_weights_forgets_what_was_kept() -> None:
                 one.patch(flips(one, ["fc.weight"], 1))
                 expected.append(one.metrics())
                 one.undo()
+    for _, tensors in [states[0], states[1], *states]:  # loaded again, and never run clean: tapes are found again
+        session.load(tensors, reference=False)
+        for _ in range(4):
+            session.patch(flips(session, ["fc.weight"], 1))
+            found = session.run(0, lambda: session.module(inputs)).clone()
+            session.undo()
+        fresh.load(tensors)
+        fresh.patch(flips(fresh, ["fc.weight"], 1))
+        assert (found == fresh.run(0, lambda: fresh.module(inputs))).all()
+        fresh.undo()
+        assert session.reuse.report.reused == 2
     assert expected[0:3] == expected[3:6]
     assert expected[6:9] == expected[9:12]
 

@@ -22,6 +22,9 @@ from typing import Any
 
 from ckptguard.evaluate.tape import DivergedError, Place, Tape
 
+SHELF = 16
+"""Tapes are kept for this many different weights."""
+
 
 @dataclass
 class ReuseReport:
@@ -54,15 +57,23 @@ class PrefixReuse:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.report = ReuseReport()
+        self._digest = ""
         self._tapes: dict[Hashable, Tape] = {}
+        self._shelf: OrderedDict[str, dict[Hashable, Tape]] = OrderedDict()  # by digest of the weights
         self._kept: OrderedDict[int, dict[Hashable, dict[Place, Any]]] = OrderedDict()  # by cut, batch, place
         self._asked: set[tuple[int, Hashable]] = set()
         self._checked: set[int] = set()
 
-    def forget(self) -> None:
-        """Drop tapes and activations: other weights were loaded."""
+    def weights_are(self, digest: str) -> None:
+        """Drop activations if other weights were loaded; tapes of some weights are found again when they come back."""
+        if digest == self._digest:
+            return
+        self._digest = digest
+        self._tapes = self._shelf.pop(digest, {})
+        self._shelf[digest] = self._tapes
+        if len(self._shelf) > SHELF:
+            self._shelf.popitem(last=False)
         self.report = ReuseReport()
-        self._tapes.clear()
         self._kept.clear()
         self._asked.clear()
         self._checked.clear()
