@@ -47,7 +47,7 @@ def over_rate(run: Run, points: Sequence[Point], metric: str, name: str, title: 
     points = sorted(points, key=lambda point: point.ber or 0.0)
     lines = [_line(run, i, variant, points, metric) for i, variant in enumerate(run.variants)]
     rules = _clean_rules(run, metric)
-    seen = [value for line in lines for part in (line.y, line.worst, line.low, line.high) for value in part]
+    seen = [value for line in lines for part in (line.y, line.worst, line.near_worst, line.low, line.high) for value in part]
     y = value_axis(metric, [*_clip(seen), *(rule.value for rule in rules)])
     x = rate_axis(RATE, [point.ber or math.nan for point in points])
     about = f"{metric} of {len(lines)} variants at {len(points)} error rates; the same numbers are in the table below."
@@ -56,7 +56,6 @@ def over_rate(run: Run, points: Sequence[Point], metric: str, name: str, title: 
 
 def _line(run: Run, series: int, variant: str, points: Sequence[Point], metric: str) -> Line:
     cells = [run.cell(point, variant, metric) for point in points]
-    higher = run.better_is_higher(metric)
 
     def all_of(part: str) -> tuple[float, ...]:
         return tuple(getattr(cell, part) if cell else math.nan for cell in cells)
@@ -68,7 +67,7 @@ def _line(run: Run, series: int, variant: str, points: Sequence[Point], metric: 
         all_of("mean"),
         all_of("low"),
         all_of("high"),
-        all_of("q05") if higher else (),
+        all_of("q05"),
         all_of("worst"),
         tuple(cell.failures / cell.trials if cell and cell.trials else 0.0 for cell in cells),
         tuple(note(run, point, variant, cell) for point, cell in zip(points, cells, strict=True)),
@@ -274,7 +273,7 @@ def _by_bit(run: Run, points: Sequence[Point], metric: str) -> Curves:
         lines.append(
             Line(variant, i, tuple(bits), line.y, line.low, line.high, (), line.worst, line.failed, line.notes)
         )
-    x = Axis("bit position (0 = most significant)", min(bits) - 0.6, max(bits) + 0.6)
+    x = Axis("bit position (0 = most significant)", min(bits) - 0.6, max(bits) + 0.6, whole=True)
     names = [str(int(bit)) for bit in bits]
     spans = tuple(Span(s.low - 0.5, s.high - 0.5, s.label) for s in fields(run, names))
     return Curves(base.name, base.title, base.description, x, base.y, tuple(lines), base.rules, spans)
