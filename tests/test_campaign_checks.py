@@ -77,7 +77,7 @@ def test_an_encoding_that_changes_native_weights_is_caught(place: Path, monkeypa
         prepared.base = dict(prepared.base) | {"head.bias": prepared.base["head.bias"] ^ np.uint8(1)}
 
     monkeypatch.setattr(Prepared, "__init__", sloppy)
-    with pytest.raises(CheckError, match="change tensor 'head.bias', which has to stay bit-identical"):
+    with pytest.raises(CheckError, match=r"change tensor 'head\.bias', which has to stay bit-identical"):
         small(place, "run")
 
 
@@ -97,7 +97,11 @@ def test_a_container_that_restores_other_weights_is_caught(place: Path, monkeypa
 
 def test_the_golden_check_says_what_has_no_container(place: Path) -> None:
     notes: list[str] = []
-    variants = ["name=a;code=bch:63,45;representation=fixed:8", "name=b;code=ideal", "name=c;representation=cast:bfloat16"]
+    variants = [
+        "name=a;code=bch:63,45;representation=fixed:8",
+        "name=b;code=ideal",
+        "name=c;representation=cast:bfloat16",
+    ]
     run = small(place, "run", variants=variants, trials=1, note=notes.append)
     assert run.campaign["checks"]["golden"]["a"] == "passed"
     assert run.campaign["checks"]["golden"]["b"] == "skipped: an ideal code has no container"
@@ -136,7 +140,9 @@ def test_an_evaluator_that_raises_and_is_broken_from_then_on_stops_the_campaign(
         small(place, "run", evaluator=task(place, "stumbles"), ber="0.1", trials=20)
 
 
-def test_a_worker_that_scores_the_clean_model_otherwise_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_scores_the_clean_model_otherwise_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin = checks.begin
 
     def elsewhere(work: Any) -> Any:
@@ -161,7 +167,9 @@ def test_flips_outside_the_tails_of_their_binomial_distribution_are_caught() -> 
     found = checks.flips(rows(4, 10), points, planes)
     assert found["counts"] == 2
     expected = min(
-        float(tail) for k, n in ((440, 4000), (20, 200)) for tail in (stats.binom(n, 0.1).sf(k - 1), stats.binom(n, 0.1).cdf(k))
+        float(tail)
+        for k, n in ((440, 4000), (20, 200))
+        for tail in (stats.binom(n, 0.1).sf(k - 1), stats.binom(n, 0.1).cdf(k))
     )
     assert found["smallest_tail"] == pytest.approx(expected)
     checks.flips(rows(4, 22), points, planes)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ckptguard.campaign.design import Point, Stop
-from ckptguard.campaign.metrics import Metric
+from ckptguard.campaign.metrics import Metric, refuse_beyond
 from ckptguard.campaign.results import COUNTS, Clean, Key, Row, column
 from ckptguard.campaign.statistics import (
     clopper_pearson,
@@ -60,6 +60,8 @@ class Question:
 
 def analyse(rows: Mapping[Key, Row], asked: Question) -> dict[str, Any]:
     """Everything that is computed from the rows; see docs/campaigns.md for its fields."""
+    for metric in asked.metrics.values():
+        refuse_beyond(metric, (row.value(metric.name) for row in rows.values()))
     summary = [
         summarise(rows, asked, point, variant, metric)
         for point in asked.points
@@ -106,7 +108,11 @@ def summarise(rows: Mapping[Key, Row], asked: Question, point: Point, variant: s
         "trials": trials,
         "failures": failures,
         "raised": sum(rows[point.id, variant, trial].raised for trial in range(trials)),
-        "failures_in_mean": "none" if not failures else "as the worst value" if math.isfinite(metric.worst) else "left out",
+        "failures_in_mean": "none"
+        if not failures
+        else "as the worst value"
+        if math.isfinite(metric.worst)
+        else "left out",
     }
     record |= _mean(values, used, metric, asked)
     record |= {

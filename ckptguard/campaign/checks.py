@@ -135,8 +135,8 @@ def _undone(state: worker.State, encoding: int, clean: Mapping[str, float]) -> N
     after = state.session.metrics()
     if not worker.same(clean, after):
         raise CheckError(
-            f"null check: the undamaged model scores {_show(clean)}, and {_show(after)} after a damaged trial was taken "
-            "back; the evaluator keeps something from one call to the next or changes the weights"
+            f"null check: the undamaged model scores {_show(clean)}, and {_show(after)} after a damaged trial was "
+            "taken back; the evaluator keeps something from one call to the next or changes the weights"
         )
 
 
@@ -267,9 +267,9 @@ def _tail(count: int, bits: int, rate: float) -> float:
 
 def _implausible(point: Point, variant: str, where: str, count: int, expected: float, tail: float) -> str:
     return (
-        f"flip-count check: point {point.id} ({point.label}), variant {variant!r}, {where}: {count} flips were drawn where "
-        f"{expected:.6g} are expected (probability {tail:.1e}); the faults are not those that were asked for, please "
-        "report this with the command and the seed"
+        f"flip-count check: point {point.id} ({point.label}), variant {variant!r}, {where}: {count} flips were drawn "
+        f"where {expected:.6g} are expected (probability {tail:.1e}); the faults are not those that were asked for, "
+        "please report this with the command and the seed"
     )
 
 

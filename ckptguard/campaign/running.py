@@ -235,13 +235,23 @@ def _rule(plan: Plan, metrics: Mapping[str, Metric]) -> Rule:
                 f"--limit {plan.limit.metric}={plan.limit.change:+g}: of this metric {better} is better, so a loss is "
                 f"{plan.limit.metric}={sign}{abs(plan.limit.change):g}; --direction changes what is better"
             )
-    if plan.stop is not None and plan.stop.rule == "halfwidth" and metrics[main].bounds is None:
+    watched = _watched(plan, main)
+    if watched is not None and metrics[watched].bounds is None:
         raise UsageError(
-            f"--until halfwidth: the range of {main!r} is not known, and a bound that may be watched needs it; give "
-            f"--range {main}=LOW:HIGH"
+            f"--until {plan.stop}: the range of {watched!r} is not known, and a mean that is watched needs it; give "
+            f"--range {watched}=LOW:HIGH"
         )
     judged = plan.judged or (plan.variants[0].name,)
     return Rule(plan.most_trials, plan.stop, metrics[main], plan.limit, judged[0], plan.confidence)
+
+
+def _watched(plan: Plan, main: str) -> str | None:
+    """The metric whose mean decides when to stop, if one does."""
+    if plan.stop is None:
+        return None
+    if plan.stop.rule == "halfwidth":
+        return main
+    return plan.limit.metric if plan.limit is not None and plan.limit.claim == "mean" else None
 
 
 def _record(

@@ -16,11 +16,12 @@ from typing import Any
 import xxhash
 
 from ckptguard.campaign.backends import limit_threads
+from ckptguard.campaign.damage import Damage
 from ckptguard.campaign.design import Point, encodings
 from ckptguard.campaign.faults import Fault, make
 from ckptguard.campaign.results import COUNTS, TALLIES, Row
 from ckptguard.campaign.subject import Subject
-from ckptguard.campaign.variants import Damage, Prepared, Variant
+from ckptguard.campaign.variants import Prepared, Variant
 from ckptguard.errors import CkptGuardError, MissingExtraError
 from ckptguard.evaluate.session import Session, TensorSpec, open_session
 

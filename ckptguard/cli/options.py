@@ -59,8 +59,10 @@ at = click.option(
 
 def device_at(name: str, texts: tuple[str, ...]) -> Device:
     """The device of a profile at the operating point of --at."""
-    from ckptguard.devices import load_profile
+    from ckptguard.devices import analog_profiles, load_profile
 
+    if name in analog_profiles():
+        raise UsageError(f"{name} is an analog array: it changes values, not stored bits; see `ckptguard devices show`")
     profile = load_profile(name)
     preset, point = operating_point(texts)
     if "self" in point:
@@ -81,7 +83,7 @@ def operating_point(texts: tuple[str, ...]) -> tuple[str | None, dict[str, float
         if named != item.strip():
             key, equals, value = "preset", "=", named
         if not key or not equals:
-            raise UsageError(f"--at: {item!r} is not of the form key=value")
+            raise UsageError(f"--at: {item!r} is not of the form key=value or @preset")
         if key in point or (key == "preset" and preset is not None):
             raise UsageError(f"--at: {key!r} is given twice")
         if key == "preset":

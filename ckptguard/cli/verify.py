@@ -13,7 +13,12 @@ from ckptguard.cli.output import Output
 @click.command(short_help="Compare a container with the original.")
 @click.argument("container", type=options.FILE)
 @click.option("--against", type=options.FILE, required=True, help="The checkpoint that the container was made from.")
-@click.option("--eval", "evaluator", metavar="FILE:FUNCTION", help="Gets the state dict, returns metrics by name.")
+@click.option(
+    "--eval",
+    "evaluator",
+    metavar="SPEC",
+    help="What scores the model: FILE.py:FUNCTION of the state dict, or classification:..., logits:..., perplexity:...",
+)
 @click.option(
     "--framework",
     type=click.Choice(["pt", "np"]),

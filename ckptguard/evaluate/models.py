@@ -11,9 +11,10 @@ import numpy.typing as npt
 from ckptguard.errors import UsageError
 from ckptguard.evaluate.frameworks import torch_with_threads
 from ckptguard.evaluate.live import LiveSession
-from ckptguard.evaluate.reuse import PrefixReuse, storage_address
+from ckptguard.evaluate.reuse import PrefixReuse
 from ckptguard.evaluate.session import Context
 from ckptguard.evaluate.settings import Settings
+from ckptguard.evaluate.tape import storage_address
 from ckptguard.evaluate.user import load_object
 from ckptguard.spec import suggestion
 

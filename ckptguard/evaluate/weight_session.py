@@ -84,4 +84,5 @@ class WeightSession(LiveSession):
         if values is None:
             return 0.0
         values = values[np.isfinite(values)]
-        return float(np.square(values).sum())
+        with np.errstate(over="ignore"):
+            return float(np.square(values).sum())

@@ -47,7 +47,9 @@ def over_rate(run: Run, points: Sequence[Point], metric: str, name: str, title: 
     points = sorted(points, key=lambda point: point.ber or 0.0)
     lines = [_line(run, i, variant, points, metric) for i, variant in enumerate(run.variants)]
     rules = _clean_rules(run, metric)
-    seen = [value for line in lines for part in (line.y, line.worst, line.near_worst, line.low, line.high) for value in part]
+    seen = [
+        value for line in lines for part in (line.y, line.worst, line.near_worst, line.low, line.high) for value in part
+    ]
     y = value_axis(metric, [*_clip(seen), *(rule.value for rule in rules)])
     x = rate_axis(RATE, [point.ber or math.nan for point in points])
     about = f"{metric} of {len(lines)} variants at {len(points)} error rates; the same numbers are in the table below."
