@@ -35,7 +35,7 @@ MOST_PANELS = 6
 def main(run: Run, metric: str) -> Plot | None:
     """The figure the run is about: curves over the error rate, or where there is no rate one row per point."""
     points = run.of_kind("all")
-    if len({point.ber for point in points if point.ber}) >= 2:
+    if len({point.ber for point in points if point.ber}) >= 2 and not any(point.device for point in points):
         return over_rate(
             run, [point for point in points if point.ber], metric, f"rate-{metric}", f"{metric} against error rate"
         )
@@ -93,7 +93,7 @@ def note(run: Run, point: Point, variant: str, cell: Cell | None) -> str:
 def place(point: Point) -> str:
     """A point in a few words: how strong its faults are, and where."""
     parts = [part for part in (point.layer, f"bit {point.bit}" if point.bit else "") if part]
-    return ", ".join([*parts, ticks.power(point.ber) if point.ber else point.label])
+    return ", ".join([*parts, ticks.power(point.ber) if point.ber and not point.device else point.label])
 
 
 def _clean_rules(run: Run, metric: str) -> list[Rule]:
@@ -152,8 +152,8 @@ def trials(run: Run, metric: str) -> Strips | None:
     seen = [v for panel in panels for column in panel.columns for v in column.values]
     seen += [column.mean for panel in panels for column in panel.columns]
     y = value_axis(metric, [*_clip(seen), *(rule.value for panel in panels for rule in panel.rules)])
-    with_rate = all(point.ber for point in points)
-    names = tuple(ticks.power(point.ber) if with_rate and point.ber else point.label for point in points)
+    with_rate = all(point.ber and not point.device for point in points)
+    names = tuple(place(point) for point in points)
     x = Axis(RATE if with_rate else "point", -0.6, len(points) - 0.4, names=names)
     about = f"One dot per trial: {metric} of {len(panels)} variants at {len(points)} points; a bar is the mean."
     return Strips(f"trials-{metric}", f"{metric} of every trial", about, x, y, tuple(panels))
@@ -186,6 +186,8 @@ def parts(run: Run, kind: str, metric: str) -> list[Plot]:
 
 def strength(point: Point) -> str:
     """How strong the faults of a point are, without where they are."""
+    if point.device:
+        return point.label
     if point.ber is not None:
         return ticks.power(point.ber)
     return ", ".join(dict.fromkeys(point.faults.values())) or point.label
