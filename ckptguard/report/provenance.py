@@ -280,7 +280,7 @@ def words() -> Markup:
     said = (
         "A trial is one corrupted checkpoint, evaluated whole; intervals are over trials, never over inputs. A trial "
         "fails if its metric is NaN or infinite, if the policy refused the checkpoint, or if the evaluator raised; it "
-        "counts as the worst value the metric can have where that is known. The 5 % quantile is of the trials seen. "
-        "Variants at one point meet the same flips."
+        "counts as the worst value the metric can have where that is known. The 5 % quantile is counted from the worst "
+        "trial seen. Variants at one point meet the same flips."
     )
     return element("footer", element("p", said))

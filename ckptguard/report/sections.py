@@ -62,7 +62,7 @@ def _threshold_tile(run: Run) -> list[tuple[str, str]]:
         return []
     best = min(found, key=lambda record: abs(number(record.get("increase")) - 0.01))
     rate = number(best.get("rate"))
-    said = ticks.power(rate) if math.isfinite(rate) else "none"
+    said = ticks.power(rate) if math.isfinite(rate) else "below all"
     more = 100 * number(best.get("increase"))
     return [
         (said, f"highest error rate with under {more:g} % more error ({best.get('variant')})"),

@@ -33,6 +33,13 @@ def _clean(value: float, step: float) -> float:
     return round(value, max(0, 2 - math.floor(math.log10(step))))
 
 
+def whole(low: float, high: float, most: int = 6) -> tuple[float, ...]:
+    """Whole numbers between two bounds, at distances of a power of two: bit positions."""
+    first, last = math.ceil(low), math.floor(high)
+    stride = next(2**i for i in range(64) if last // 2**i - (first - 1) // 2**i <= max(1, most))
+    return tuple(float(i) for i in range(first, last + 1) if i % stride == 0)
+
+
 def logarithmic(low: float, high: float, most: int = 8) -> tuple[float, ...]:
     """Powers of ten between two positive bounds, every second or third one where there are many; 1, 2 and 5 times a
     power where there are fewer than two of them."""
@@ -122,9 +129,9 @@ def short(value: float, digits: int = 4) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else f"{MINUS}∞"
     if value and not 1e-4 <= abs(value) < 1e6:
-        exponent = math.floor(math.log10(abs(value)))
-        part = f"{value / 10.0**exponent:.{max(0, digits - 2)}f}".replace("-", MINUS)
-        return f"{part}·10{str(exponent).translate(_RAISED)}"
+        part, exponent = f"{value:.{max(0, digits - 2)}e}".split("e")
+        part = part.rstrip("0").rstrip(".") if "." in part else part
+        return f"{part}·10{str(int(exponent)).translate(_RAISED)}".replace("-", MINUS)
     if abs(value) >= 10**digits:
         return f"{value:,.0f}".replace("-", MINUS)
     return f"{value:.{digits}g}".replace("-", MINUS)
