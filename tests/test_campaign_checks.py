@@ -17,7 +17,7 @@ from ckptguard.campaign.design import fault_sources, make_points, rate_sources
 from ckptguard.campaign.faults import Scope
 from ckptguard.campaign.results import Row
 from ckptguard.campaign.variants import Prepared
-from ckptguard.errors import CkptGuardError
+from ckptguard.errors import CkptGuardError, MismatchError
 from ckptguard.evaluate.live import LiveSession
 
 pytest.importorskip("joblib")
@@ -206,3 +206,15 @@ def test_faults_of_exactly_k_flips_have_k_in_every_trial() -> None:
         checks.flips(rows(3, 2), points, {"v": {"p00": {}}})
     bursts = make_points(fault_sources(["erasure:64,0.1"]), ["w"], scope=Scope())
     assert checks.flips(rows(3), bursts, {"v": {"p00": {}}})["counts"] == 0
+
+
+def test_sampled_failures_hit_unprotected_bits_as_the_exact_decoder_does(place: Path) -> None:
+    asked: dict[str, Any] = {"masks": "top:9", "code": "bch:255,131", "ber": "1e-3", "trials": 20, "golden": False}
+    exact, sampled = (small(place, decoder, decoder=decoder, **asked) for decoder in ("exact", "sampled"))
+    (planes,) = sampled.campaign["checks"]["planes"]["bch:255,131"].values()
+    assert planes == {str(plane): 136 for plane in range(9, 32)}
+    assert [row.tallies["residual_by_bit"] for row in sampled.rows] == [
+        row.tallies["residual_by_bit"] for row in exact.rows
+    ]
+    with pytest.raises(MismatchError, match="different: decoder"):
+        small(place, "exact", decoder="sampled", resume=True, **asked)

@@ -79,7 +79,10 @@ def begin(task: tuple[worker.Packed, int, bool]) -> Start:
     return Start(
         clean,
         {name: {p.id: one.redundancy_at(_rate(p)) for p in state.work.points} for name, one in prepared.items()},
-        {name: {point.id: _planes(one, point) for point in state.work.points} for name, one in prepared.items()},
+        {
+            name: {point.id: _planes(one, point, state.work.decoder) for point in state.work.points}
+            for name, one in prepared.items()
+        },
         {
             one.name: golden(state.subject, packed.subject, one, prepared[one.name]) if with_golden else "not asked for"
             for one in group
@@ -110,7 +113,7 @@ def _without_faults(state: worker.State, index: int, first: Prepared) -> None:
     if variant.representation == "native":
         original = {name: tensor.data for name, tensor in state.subject.tensors.items()}
         _same_weights(prepared.base, original, f"null check: variant {variant.name!r}: encoding and decoding")
-    damage = prepared.trial(make("bsc:0"), state.work.seed, 0)
+    damage = prepared.trial(make("bsc:0"), state.work.seed, 0, None, state.work.decoder)
     counts = ("flips", "parity_flips", "corrected", "uncorrectable", "residual_bits", "changed_elements")
     found = {name: int(getattr(damage, name)) for name in counts if getattr(damage, name)}
     if found or damage.raised or any(patch.elements.size for patch in damage.patches.values()):
@@ -202,8 +205,11 @@ def _write_checkpoint(subject: Subject, path: Path) -> None:
             file.write(subject.tensors[info.name].data.data)
 
 
-def _planes(prepared: Prepared, point: Point) -> dict[str, int]:
-    """Stored bits that may be hit, by plane; empty unless every bit of them has the same probability to flip."""
+def _planes(prepared: Prepared, point: Point, decoder: str) -> dict[str, int]:
+    """Stored bits that are hit one by one, by plane; empty unless all of them have the same probability to flip.
+
+    The decoder `sampled` draws no flips of protected bits.
+    """
     names = list(prepared.encodings)
     faults = assign({glob: make(spec) for glob, spec in point.faults.items()}, names, point.scope)
     found: dict[str, int] = {}
@@ -214,7 +220,10 @@ def _planes(prepared: Prepared, point: Point) -> dict[str, int]:
         return {}
     for name in faults:
         encoding = prepared.encodings[name]
+        mask = prepared.masks[name][0]
         for plane in point.scope.planes(encoding):
+            if decoder == "sampled" and mask[plane] == "1":
+                continue
             found[str(plane)] = found.get(str(plane), 0) + encoding.elements
     return found
 

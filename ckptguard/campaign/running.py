@@ -49,6 +49,7 @@ class Plan:
         ranges, directions: see `metrics.describe_all`.
         threads: of torch and BLAS in every worker.
         fleet: devices, for the time to the first failure among them.
+        decoder: `exact`, or `sampled`: codewords that fail are drawn, not decoded; see `Prepared.trial`.
         golden: whether every variant is written as a container, restored and compared.
     """
 
@@ -69,6 +70,7 @@ class Plan:
     threads: int = 1
     fleet: int = 1
     golden: bool = True
+    decoder: str = "exact"
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -109,6 +111,7 @@ class Plan:
             "evaluator_files": files,
             "framework": self.framework,
             "threads": self.threads,
+            "decoder": self.decoder,
             "seed": self.seed,
         }
 
@@ -151,7 +154,14 @@ def run(
         opened = subject if isinstance(subject, Subject) else Subject.open(subject, select)
     identity = plan.identity(opened)
     work = worker.Work(
-        digest_of(identity), plan.variants, plan.points, plan.evaluator, plan.framework, plan.threads, plan.seed
+        digest_of(identity),
+        plan.variants,
+        plan.points,
+        plan.evaluator,
+        plan.framework,
+        plan.threads,
+        plan.seed,
+        plan.decoder,
     )
     if folder.exists():
         _refuse_other(folder, identity, part)
@@ -287,6 +297,7 @@ def _record(
         "evaluator": plan.evaluator_name,
         "framework": plan.framework,
         "threads": plan.threads,
+        "decoder": plan.decoder,
         "seed": plan.seed,
         "trials": rule.trials,
         "until": None if plan.stop is None else str(plan.stop),

@@ -39,6 +39,7 @@ class Work:
         key: digest of everything that decides a result.
         evaluator: a spec, or what `open_session` takes.
         threads: of torch and of BLAS, in each worker.
+        decoder: see `Prepared.trial`.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Work:
     framework: str
     threads: int
     seed: int
+    decoder: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,9 @@ class State:
         seen: dict[str, tuple[Metrics, str | None]] = {"": (clean, None)}
         rows, evaluations = [], 0
         for variant in task.variants:
-            damage = self.prepared(variant).trial(self.faults(task.point), self.work.seed, task.trial, point.scope)
+            damage = self.prepared(variant).trial(
+                self.faults(task.point), self.work.seed, task.trial, point.scope, self.work.decoder
+            )
             metrics: Metrics = {}
             error = None
             if not damage.raised:

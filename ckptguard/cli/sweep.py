@@ -81,6 +81,13 @@ def _variants(function: Callable[..., Any]) -> Callable[..., Any]:
                 help="For what cannot be corrected. Repeatable: they are compared.",
             ),
             click.option("--guard", is_flag=True, help="Range guards on."),
+            click.option(
+                "--decoder",
+                type=click.Choice(["exact", "sampled"]),
+                default="exact",
+                show_default=True,
+                help="sampled: of long BCH codes only the codewords that fail are drawn.",
+            ),
             click.option("--controls", is_flag=True, help="Add no protection, full protection and an ideal code."),
         )
     ):
