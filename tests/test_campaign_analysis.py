@@ -157,6 +157,10 @@ def test_a_watched_campaign_is_judged_by_bounds_that_allow_it() -> None:
     found = analyse(rows, question(trials=59, limit=limit, stop=Stop("verdict")))
     assert found["verdict"] == "INCONCLUSIVE"
     assert {record["mean_method"] for record in found["summary"]} == {"betting sequence"}
+    assert {record["tolerance_bound"] for record in found["summary"]} == {None}
+    assert "not stated" in found["summary"][0]["tolerance"]
+    assert found["summary"][0]["within_sequence"][0] < 0.95 < found["summary"][0]["within_sequence"][1]
+    assert "the results decided how many trials there are (until verdict)" in found["notes"][0]
 
 
 def test_the_threshold_is_the_largest_rate_with_little_more_error() -> None:
@@ -242,6 +246,7 @@ def test_failures_in_time_come_from_the_days_of_the_operating_point() -> None:
     assert found["fleet_hours"] == pytest.approx(hours / -math.log(1 - high) / 10)
     assert any("2 of 59" in text for text in found["assumptions"])
     assert in_time(rows, question(trials=59), devices=1) == []
+    assert in_time(rows, Question(**(vars(asked) | {"stop": Stop("verdict")})), devices=1) == []
 
 
 def test_the_time_a_device_keeps_the_limit_is_the_last_that_passed() -> None:
