@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ckptguard.campaign.sweep import sweep
     from ckptguard.pipeline.check import check
     from ckptguard.pipeline.corrupt import corrupt
     from ckptguard.pipeline.inspect import inspect
@@ -33,6 +34,7 @@ _PLACES = {
     "repair": "ckptguard.pipeline.repair",
     "restore": "ckptguard.pipeline.restore",
     "verify": "ckptguard.pipeline.verify",
+    "sweep": "ckptguard.campaign.sweep",
     "load_file": "ckptguard.serving",
     "save_file": "ckptguard.serving",
     "safe_open": "ckptguard.serving",
@@ -49,6 +51,7 @@ __all__ = [
     "restore",
     "safe_open",
     "save_file",
+    "sweep",
     "verify",
 ]
 

@@ -24,6 +24,8 @@ COMMANDS = {
     "repair": "ckptguard.cli.recover:repair",
     "restore": "ckptguard.cli.recover:restore",
     "verify": "ckptguard.cli.verify:verify",
+    "sweep": "ckptguard.cli.sweep:sweep",
+    "merge": "ckptguard.cli.sweep:merge",
     "devices": "ckptguard.cli.devices:devices",
     "codes": "ckptguard.cli.codes:codes",
     "demo": "ckptguard.cli.demo:demo",
@@ -92,7 +94,7 @@ class App(click.Group):
     cls=App,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog="Exit statuses: 0 done or intact, 1 failure, 2 wrong usage, 10 damaged but correctable, 11 protected bits "
-    "lost, 12 metadata lost, 13 files do not belong together, 130 interrupted.",
+    "lost, 12 metadata lost, 13 files do not belong together, 14 a limit is not kept, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="ckptguard")
 def main() -> None:

@@ -97,6 +97,15 @@ class ModelSession(LiveSession):
             bound = [self._bound[name] for name in self.touched if name in self._bound]
             return self.reuse.run(batch, call, map(storage_address, bound))
 
+    def layer_types(self) -> dict[str, str]:
+        """See `Session.layer_types`."""
+        kinds = {
+            id(tensor): type(layer).__name__
+            for layer in self.module.modules()
+            for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+        }
+        return {name: kinds[id(tensor)] for name, tensor in self._bound.items() if id(tensor) in kinds}
+
     @property
     def float_type(self) -> Any:
         """The floating type that the module computes in: that of its first floating parameter; None without one."""

@@ -78,6 +78,10 @@ class Session(ABC):
     def digest(self) -> str:
         """XXH3 of the present weights' bytes, hexadecimal: equal before a patch and after its undo."""
 
+    def layer_types(self) -> dict[str, str]:
+        """The class of the layer that a tensor belongs to (`Conv2d`), by tensor; empty where no model is known."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Context:

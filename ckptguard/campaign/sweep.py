@@ -1,0 +1,241 @@
+"""sweep: what faults cost a model, from a request in the words of a user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ckptguard.campaign import design, variant_text
+from ckptguard.campaign.encodings import encode_tensor
+from ckptguard.campaign.engine import Part
+from ckptguard.campaign.faults import Scope
+from ckptguard.campaign.record import Run
+from ckptguard.campaign.running import Plan, run
+from ckptguard.campaign.subject import Subject
+from ckptguard.campaign.variants import Variant
+from ckptguard.campaign.verdict import Limit
+from ckptguard.devices import Device, DeviceMap
+from ckptguard.errors import UsageError
+from ckptguard.evaluate.session import TensorSpec, open_session
+from ckptguard.masks import MaskSet
+from ckptguard.pipeline.work import Progress, silent
+from ckptguard.spec import suggestion
+
+PLACES = ("layer", "tensor")
+
+
+def sweep(
+    subject: Path | str | Subject,
+    output: Path | str,
+    *,
+    evaluator: str | Callable[..., Any] | object,
+    ber: str | Sequence[float] | None = None,
+    faults: Sequence[str] = (),
+    devices: Sequence[tuple[str, Device]] = (),
+    device_map: DeviceMap | Path | str | None = None,
+    trials: int | None = None,
+    metric: str | None = None,
+    tensors: Sequence[str] = (),
+    layer_types: Sequence[str] = (),
+    bits: str | None = None,
+    fields: Sequence[str] = (),
+    per: str | None = None,
+    per_bit: bool = False,
+    variants: Sequence[Variant | str] = (),
+    masks: MaskSet | str | None = None,
+    code: str | None = None,
+    representations: Sequence[str] = (),
+    policies: Sequence[str] = (),
+    guard: bool = False,
+    controls: bool = False,
+    judged: Sequence[str] = (),
+    limit: str | None = None,
+    claim: str = "share",
+    until: str | None = None,
+    share: float = 0.95,
+    confidence: float = 0.95,
+    ranges: Sequence[str] = (),
+    directions: Sequence[str] = (),
+    fleet: int = 1,
+    seed: int = 0,
+    framework: str = "pt",
+    threads: int = 1,
+    golden: bool = True,
+    select: str | None = None,
+    jobs: int | None = None,
+    backend: str | None = None,
+    part: str | None = None,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress = silent,
+    note: Callable[[str], None] = lambda text: None,
+) -> Run:
+    """Damage a model many times, evaluate it, and write what that says into a folder.
+
+    A model is never written while this runs: flips are drawn sparsely, decoded by the real code, applied to the loaded
+    weights, evaluated, taken back. All variants meet the same flips. Results do not depend on `jobs` or `backend`.
+
+    Args:
+        subject: a checkpoint, a container, or an open `Subject`.
+        output: the folder of the run.
+        evaluator: a spec (`file.py:function`, `classification:...`), a function of the state dict, ...
+        ber: `LO:HI[:N]`, `a,b,c` or numbers: every stored bit flips with such a probability.
+        faults: specs such as `flips:10`, `stuck1:1e-4`, `asymmetric:1e-3,1e-5`.
+        devices: labels with devices at an operating point, one point each.
+        device_map: every tensor on its device, all one point. A container's own devices count where no faults are
+            given at all.
+        tensors, layer_types, bits, fields: what may be hit: globs of names, classes of layers, positions such as `0-8`
+            (0 = most significant), `sign`, `exponent`, `fraction`.
+        per: `layer` or `tensor`: each by itself. per_bit: each position by itself.
+        variants: what to compare, objects or texts; see `variant_text.parse_variant`. Without them one per
+            representation and policy of `masks` and `code`; without those what the container is, or no protection.
+        controls: add no protection, full protection, and an ideal code.
+        judged: names of the variants that the verdict is about; default: the first.
+        limit: `accuracy=-0.5`, judged by `claim`; see `verdict.Limit`.
+        until: `halfwidth=0.5` or `verdict`: stop a point early; `trials` is then the most.
+        command: recorded in campaign.json.
+
+    Raises:
+        UsageError, SpecError, MaskError: the request cannot be met.
+        MismatchError: with `resume`, the folder is that of another campaign.
+        CheckError: the null, golden or flip-count check failed.
+    """
+    if per is not None and per not in PLACES:
+        raise UsageError(f"each {per!r} by itself is not known; known: {', '.join(PLACES)}")
+    opened = subject if isinstance(subject, Subject) else Subject.open(subject, select)
+    found = _variants(opened, variants, masks, code, representations, policies, guard)
+    if controls:
+        found += variant_text.controls(found)
+    names = design.matching(opened.tensors, tensors) if tensors else tuple(opened.tensors)
+    if layer_types:
+        names = _of_types(opened, names, layer_types, evaluator, framework, threads)
+    scope = Scope(
+        tuple(tensors) if tensors and not layer_types else _globs(names) if layer_types else ("*",),
+        None if bits is None else design.positions(bits),
+        tuple(fields) or None,
+    )
+    groups = None if per is None else design.layers(names) if per == "layer" else {name: (name,) for name in names}
+    sources = _sources(opened, ber, faults, devices, device_map)
+    positions = _bit_positions(opened, found, names, scope) if per_bit else None
+    points = design.make_points(sources, names, scope=scope, groups=groups, bits=positions)
+    plan = Plan(
+        points,
+        tuple(found),
+        evaluator,
+        tuple(judged),
+        metric,
+        trials,
+        seed,
+        None if until is None else design.Stop.parse(until),
+        None if limit is None else Limit.parse(limit, claim, share, confidence),
+        share,
+        confidence,
+        tuple(ranges),
+        tuple(directions),
+        framework,
+        threads,
+        fleet,
+        golden,
+    )
+    return run(
+        subject,
+        output,
+        plan,
+        opened=opened,
+        select=select,
+        jobs=jobs,
+        backend=backend,
+        part=None if part is None else Part.parse(part),
+        resume=resume,
+        command=command,
+        progress=progress,
+        note=note,
+    )
+
+
+def _variants(
+    subject: Subject,
+    given: Sequence[Variant | str],
+    masks: MaskSet | str | None,
+    code: str | None,
+    representations: Sequence[str],
+    policies: Sequence[str],
+    guard: bool,
+) -> list[Variant]:
+    shorthand = masks is not None or code is not None or bool(representations) or bool(policies) or guard
+    found = [variant_text.parse_variant(one) if isinstance(one, str) else one for one in given]
+    if shorthand:
+        found += variant_text.axes(masks, code, representations, policies, guard)
+    if not found and subject.variant is not None:
+        found.append(subject.variant)
+    return found or [Variant(variant_text.UNPROTECTED)]
+
+
+def _sources(
+    subject: Subject,
+    ber: str | Sequence[float] | None,
+    faults: Sequence[str],
+    devices: Sequence[tuple[str, Device]],
+    device_map: DeviceMap | Path | str | None,
+) -> list[design.Source]:
+    found: list[design.Source] = []
+    if ber is not None:
+        found += design.rate_sources(design.rates(ber) if isinstance(ber, str) else ber)
+    found += design.fault_sources(faults)
+    found += [design.device_source(device, label) for label, device in devices]
+    if device_map is not None:
+        loaded = device_map if isinstance(device_map, DeviceMap) else DeviceMap.load(device_map)
+        label = "devices" if isinstance(device_map, DeviceMap) else Path(device_map).name
+        found.append(design.map_source(loaded.assign, subject.tensors, label))
+    if not found and subject.devices and set(subject.devices) == set(subject.tensors):
+        found.append(design.map_source(subject.devices.__getitem__, subject.tensors, "own devices"))
+    return found
+
+
+def _of_types(
+    subject: Subject,
+    names: Iterable[str],
+    types: Sequence[str],
+    evaluator: str | Callable[..., Any] | object,
+    framework: str,
+    threads: int,
+) -> tuple[str, ...]:
+    """Names of the tensors whose layer is of one of the classes; `Conv` stands for `Conv1d`, `Conv2d`, ..."""
+    specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in subject.tensors.items()}
+    known = open_session(evaluator, specs, framework=framework, threads=threads).layer_types()
+    if not known:
+        raise UsageError(
+            "--layer-types: this evaluator does not say which layer a tensor belongs to; those with a model do "
+            "(classification, logits, perplexity). Name the tensors instead: --tensors 'conv*.weight'"
+        )
+    kinds = sorted(set(known.values()))
+    for kind in types:
+        if not any(_is_kind(one, kind) for one in kinds):
+            raise UsageError(
+                f"--layer-types: no layer is a {kind}{suggestion(kind, kinds)}; there are {', '.join(kinds)}"
+            )
+    return tuple(name for name in names if any(_is_kind(known.get(name, ""), kind) for kind in types))
+
+
+def _is_kind(found: str, kind: str) -> bool:
+    return fnmatchcase(found, kind) or found in (f"{kind}1d", f"{kind}2d", f"{kind}3d")
+
+
+def _globs(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(design.exactly(name) for name in names)
+
+
+def _bit_positions(
+    subject: Subject, variants: Sequence[Variant], names: Sequence[str], scope: Scope
+) -> tuple[int, ...]:
+    """Positions that some tensor in scope has in some encoding."""
+    found: set[int] = set()
+    for variant in {variant.representation: variant for variant in variants}.values():
+        for name in names:
+            tensor = subject.tensors[name]
+            found |= set(scope.planes(encode_tensor(name, tensor, variant.representation_of(name))))
+    if not found:
+        raise UsageError("--per-bit: no stored word has the bits or fields that were named")
+    return tuple(sorted(found))
