@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 SIGN_MAGNITUDE, TWOS_COMPLEMENT, UNSIGNED, UNORDERED = "sign-magnitude", "twos-complement", "unsigned", "unordered"
-"""How the values of words are ordered: floats are like sign and magnitude; packed small floats have no order as bytes."""
+"""How the values of words are ordered: floats as sign and magnitude; packed small floats, as bytes, not at all."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class DType:
             return UNORDERED
         if self.name[0] == "I":
             return TWOS_COMPLEMENT
-        return UNSIGNED if self.name[0] in "UB" and self.name != "BF16" or self.name == "F8_E8M0" else SIGN_MAGNITUDE
+        return UNSIGNED if (self.name[0] in "UB" and self.name != "BF16") or self.name == "F8_E8M0" else SIGN_MAGNITUDE
 
 
 _ALL = (

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.dtypes import SIGN_MAGNITUDE, TWOS_COMPLEMENT, UNORDERED, UNSIGNED, DType
+from ckptguard.dtypes import SIGN_MAGNITUDE, TWOS_COMPLEMENT, UNORDERED, DType
 from ckptguard.errors import ContainerError, SpecError, UsageError
 from ckptguard.spec import suggestion
 
@@ -33,6 +33,7 @@ _WIDTHS = (1, 2, 4, 8)
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.unsignedinteger[Any]]
+Measured = tuple[int, tuple[Words, Words, Words, Words]]
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ class Builder:
         self._form, self._words, self._group = form, words, group
         self._columns = _empty(form, -(-words // group))
 
-    def measure(self, words: Words, first: int) -> tuple[int, tuple[Words, Words, Words, Words]]:
+    def measure(self, words: Words, first: int) -> Measured:
         """(group of the first word, extents of the groups that a run of words reaches into)."""
         from ckptguard.kernels import guard as kernel
 
@@ -272,7 +273,7 @@ class Builder:
             columns[2][places], columns[3][places] = 0, self._form.widest
         return begin, columns
 
-    def add(self, measured: tuple[int, tuple[Words, Words, Words, Words]]) -> None:
+    def add(self, measured: Measured) -> None:
         """Take in what a run of words was measured to be."""
         begin, columns = measured
         for mine, other, widen in zip(
