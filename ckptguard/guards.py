@@ -203,7 +203,7 @@ class TensorGuard:
             raise UsageError(f"unknown guard policy {policy!r}; known: {', '.join(POLICIES)}")
         return self._bounds if policy == CLIP else (self.nearest_to_zero, self.nearest_to_zero)
 
-    def apply(self, words: Words, elements: npt.ArrayLike | None = None, policy: str = NULL) -> Applied:
+    def apply(self, words: Words, elements: npt.ArrayLike | None = None, policy: str = NULL, kept: int = 0) -> Applied:
         """What damaged words can have been.
 
         Args:
@@ -211,6 +211,7 @@ class TensorGuard:
             elements: (count,) which words of the part these are, in any order.
             policy: words outside of the interval become `null`, zero or the bound nearest to it, or are `clip`ped to
                 the bound they passed.
+            kept: bits that are known to be right: a word keeps them when it is replaced.
         """
         below, above = self._replacements(policy)
         places = np.arange(words.size) if elements is None else np.asarray(elements, np.int64)
@@ -222,19 +223,22 @@ class TensorGuard:
         if self.form.nan >= 0:
             over |= (forced == self.form.nan) & ((low > 0) | (high < self.form.widest)) & ~under
         outside = under | over
-        result = np.where(under, below[group], np.where(over, above[group], forced))
+        keep = self.form.type.type(kept)
+        put = (np.where(under, below[group], above[group]) & ~keep) | (forced & keep)
+        result = np.where(outside, put, forced)
         bits = np.where(outside, 0, np.bitwise_count(forced ^ before)).astype(np.uint8)
         return Applied(result.astype(words.dtype, copy=False), bits, outside)
 
-    def apply_in_place(self, words: Words, first: int = 0, policy: str = NULL) -> Counts:
+    def apply_in_place(self, words: Words, first: int = 0, policy: str = NULL, kept: int = 0) -> Counts:
         """As `apply` to a run of words of the part from `first` on, in place and fast."""
         from ckptguard.kernels import guard as kernel
 
         below, above = self._replacements(policy)
         counts = np.zeros(2, np.int64)
         nan = np.full(1 if self.form.nan >= 0 else 0, max(self.form.nan, 0), self.form.type)
+        keep = np.full(1, kept, self.form.type)
         extents = (self.ever, self.always, self.low, self.high)
-        kernel.apply(words, first, self.group, self.form.constants, *extents, below, above, nan, counts)
+        kernel.apply(words, first, self.group, self.form.constants, *extents, below, above, nan, keep, counts)
         return Counts(*counts.tolist())
 
     def force_in_place(self, words: Words, first: int = 0) -> int:

@@ -110,6 +110,7 @@ def apply(
     below: Words,
     above: Words,
     nan: Words,
+    kept: Words,
     counts: npt.NDArray[np.int64],
 ) -> None:
     """Set the bits that never vary, then replace words that lie outside of their group's interval, in place.
@@ -119,10 +120,11 @@ def apply(
         ever, always, low, high: of all groups of the part.
         below, above: what takes the place of words whose keys are too small and too large.
         nan: one word that lies outside of every interval but the widest; or none.
+        kept: (1,) bits that a word keeps when it is replaced.
         counts: (2,): bits that were set in words that were kept, and words that were replaced, are added.
     """
     sign, top, flip = order[0], order[1], order[2]
-    nothing = flip ^ flip
+    nothing, keep = flip ^ flip, kept[0]
     forced, replaced = np.uint64(0), 0
     start, place = 0, first // group
     border = group - first % group
@@ -144,10 +146,10 @@ def apply(
                 word = (words[i] | all_of) & some
                 key = word ^ sign ^ (flip if word & top else nothing)
                 if key < least:
-                    words[i] = below[place]
+                    words[i] = (below[place] & ~keep) | (word & keep)
                     replaced += 1
                 elif key > most or (held and word == odd):
-                    words[i] = above[place]
+                    words[i] = (above[place] & ~keep) | (word & keep)
                     replaced += 1
                 elif word != words[i]:
                     forced += _ones(np.uint64(word ^ words[i]))

@@ -65,10 +65,14 @@ def force(part: Part, piece: Piece, guard: TensorGuard, data: Bytes) -> int:
     return forced
 
 
-def restrict(part: Part, begin: int, guard: TensorGuard, data: Bytes) -> Counts:
-    """Set back bits and replace words that are impossible, in place, in native stored bytes from `begin` on."""
+def restrict(part: Part, begin: int, guard: TensorGuard, data: Bytes, proven: bool) -> Counts:
+    """Set back bits and replace words that are impossible, in place, in native stored bytes from `begin` on.
+
+    Args:
+        proven: protected bits are known to be right; replaced words keep them.
+    """
     words, apart = _words(data, guard)
-    counts = guard.apply_in_place(words, begin // guard.form.bytes)
+    counts = guard.apply_in_place(words, begin // guard.form.bytes, kept=int(part.mask, 2) if proven else 0)
     if apart:
         data[:] = words.view(np.uint8)
     return counts

@@ -20,7 +20,7 @@ from ckptguard.guards import Counts, TensorGuard
 from ckptguard.pipeline import guarding, work
 from ckptguard.pipeline.reports import Report, Tally
 from ckptguard.pipeline.restore import (
-    first_element,
+    Damage,
     from_stored,
     null_elements,
     refuse_losses,
@@ -175,7 +175,7 @@ class Reader:
             lost, damaged = self._stored_into(shard, index, span[0], stored, 1 if len(spans) > 1 else jobs)
             lost, guard = lost if self._on_error == "null" else None, self._guards[shard].get(index)
             if damaged and guard is not None:
-                self._restrict_stored(shard, index, span[0], stored)
+                self._restrict_stored(shard, index, span[0], stored, damaged)
             data = from_stored(part, stored, span[0], magnitude, lost, guard)
             offset = group_source_bytes(part, 0, span[0]) - begin
             low, high = max(offset, 0), min(offset + data.size, out.size)
@@ -183,29 +183,25 @@ class Reader:
 
         _each(convert, spans, jobs)
 
-    def _restrict_stored(self, shard: int, index: int, begin: int, stored: Bytes) -> None:
+    def _restrict_stored(self, shard: int, index: int, begin: int, stored: Bytes, damaged: Sequence[Damage]) -> None:
         """Replace what is impossible in stored bytes in another representation, in place, and count it once."""
         part, guard = self._shards[shard].plan.parts[index], self._guards[shard][index]
-        representation = representations.make(part.representation)
-        size = group_source_bytes(part, begin, begin + len(stored))
-        before = representation.words(part.dtype, stored, size)
-        restrict_stored(part, stored, begin, guard)
-        first = first_element(part, begin)
-        with self._lock:
-            seen = self._restricted.setdefault((shard, index), np.zeros(part.elements, np.bool_))
-            new = np.flatnonzero(~seen[first : first + before.size])
-            seen[first : first + before.size] = True
-            if new.size:
-                self._tally.add_guarded(shard, index, guard.apply(before[new], first + new).counts)
+        for first, applied in restrict_stored(part, stored, begin, guard, damaged):
+            with self._lock:
+                seen = self._restricted.setdefault((shard, index), np.zeros(part.elements, np.bool_))
+                here = seen[first : first + applied.words.size]
+                counts = Counts(int(applied.forced[~here].sum(dtype=np.int64)), int(applied.replaced[~here].sum()))
+                here[:] = True
+                self._tally.add_guarded(shard, index, counts)
 
     def _stored_into(
         self, shard: int, index: int, begin: int, out: Bytes, jobs: int | None
-    ) -> tuple[Bytes | None, bool]:
+    ) -> tuple[Bytes | None, list[Damage]]:
         """Fill `out` with the stored bytes of a part from `begin` on, decoded where needed.
 
         Returns:
-            bitmap of those bits of `out` that lie in uncorrectable codewords, None where there are none; and whether
-            any piece was not as it was written.
+            bitmap of those bits of `out` that lie in uncorrectable codewords, None where there are none; and the
+            pieces that are not exact.
         """
         shard_plan = self._shards[shard].plan
         pieces = shard_plan.pieces_of_part(index, begin, begin + out.size)
@@ -231,10 +227,13 @@ class Reader:
         batches = [batch for _, batch in self._batches(shard, np.arange(pieces.start, pieces.stop))]
         damaged = [piece for found in _each(read, batches, jobs) for piece in found]
         lost: list[tuple[slice, Bytes]] = []
+        worse: list[Damage] = []
 
         def decode(piece: int) -> None:
-            examined, where = self._decoded(shard, piece)
+            examined, where, state = self._decoded(shard, piece)
             start, size = places[piece]
+            if state != State.EXACT:
+                worse.append((begin + start, begin + start + size, state))
             low, high = max(start, 0), min(start + size, out.size)
             source = slice(where.start + low - start, where.start + high - start)
             out[low:high] = examined.bytes[source]
@@ -243,11 +242,11 @@ class Reader:
 
         _each(decode, damaged, jobs)
         if not lost:
-            return None, bool(damaged)
+            return None, worse
         bits = np.zeros(out.size, np.uint8)
         for where, found in lost:
             bits[where] = found
-        return bits, True
+        return bits, worse
 
     def _batches(self, shard: int, pieces: Indices, span: int = _SPAN_BYTES) -> list[_Batch]:
         """(shard, pieces), in the order of the payload, `span` bytes at a time."""
@@ -293,13 +292,13 @@ class Reader:
         found: list[int] = pieces[damaged].tolist()
         return found
 
-    def _decoded(self, shard: int, piece: int) -> tuple[Examined, slice]:
-        """The unit of a piece, decoded, and where in its bytes the piece lies; refuses what is lost."""
+    def _decoded(self, shard: int, piece: int) -> tuple[Examined, slice, State]:
+        """The unit of a piece, decoded, where in its bytes the piece lies, and what it is; refuses what is lost."""
         table = self._shards[shard].plan.table
         examined = self._examine(shard, int(table.stream[piece]), int(table.unit[piece]))
         number = piece - examined.unit.pieces[0].index
         self._refuse(examined.pieces[number])
-        return examined, piece_slices(examined.unit)[number]
+        return examined, piece_slices(examined.unit)[number], examined.pieces[number].state
 
     def stored(self, shard: int, index: int, begin: int, end: int) -> Stored:
         """Stored bytes [begin, end) of a part; fresh arrays."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ckptguard import plan, representations
 from ckptguard.container.shard_file import write_at
 from ckptguard.errors import UncorrectableError, UsageError
 from ckptguard.files import atomic_folder, atomic_writer, refuse_overlap
-from ckptguard.guards import Counts, TensorGuard
+from ckptguard.guards import Applied, Counts, TensorGuard
 from ckptguard.pipeline import guarding, work
 from ckptguard.pipeline.check import examine_all
 from ckptguard.pipeline.reports import Report, Tally
@@ -36,6 +37,7 @@ NOT_WRITTEN = "nothing was written (without --strict, the best there is would be
 CHUNK_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
+Damage = tuple[int, int, State]  # stored bytes [begin, end) of a part, and what is known of them
 
 
 def restore(
@@ -139,7 +141,7 @@ class _Sink:
         self._targets = targets
         self._policy = policy
         self._guards = shard.guards if guard else {}
-        self._damaged: dict[int, list[tuple[int, int]]] = {}
+        self._damaged: dict[int, list[Damage]] = {}
         self._stored: int | None = None
         self._lost: int | None = None
         if any(part.representation != "native" for part in shard.plan.parts):
@@ -160,7 +162,7 @@ class _Sink:
             self._write_stored(piece, examined.bytes[where], lost)
             if piece.part in self._guards and outcome.state != State.EXACT:
                 begin = piece.offset - part.stored_offset
-                self._damaged.setdefault(piece.part, []).append((begin, begin + piece.bytes))
+                self._damaged.setdefault(piece.part, []).append((begin, begin + piece.bytes, outcome.state))
         return changed
 
     def _write_native(self, part: Part, piece: Piece, data: Bytes, lost: Bytes | None) -> None:
@@ -198,8 +200,10 @@ class _Sink:
         if self._policy == "null" and self._any_lost:
             lost = np.frombuffer(os.pread(self._lost, end - begin, part.stored_offset + begin), np.uint8)
         guard, counts = self._guards.get(index), Counts()
-        if guard is not None and any(low < end and begin < high for low, high in self._damaged.get(index, ())):
-            counts = restrict_stored(part, stored, begin, guard)
+        damaged = [one for one in self._damaged.get(index, ()) if one[0] < end and begin < one[1]]
+        if guard is not None and damaged:
+            for _, applied in restrict_stored(part, stored, begin, guard, damaged):
+                counts += applied.counts
         data = from_stored(part, stored, begin, float(self._shard.magnitudes[index]), lost, guard)
         first = group_source_bytes(part, 0, begin)
         write_at(self._target(part), part.offset + first, data)
@@ -229,18 +233,41 @@ def restrict(parts: Sequence[Part], guards: Mapping[int, TensorGuard], examined:
     for piece, outcome, where in zip(examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True):
         guard, part = guards.get(piece.part), parts[piece.part]
         if guard is not None and part.representation == "native" and outcome.state != State.EXACT:
-            counts = guarding.restrict(part, piece.offset - part.stored_offset, guard, examined.bytes[where])
+            begin, proven = piece.offset - part.stored_offset, outcome.state == State.PROTECTED
+            counts = guarding.restrict(part, begin, guard, examined.bytes[where], proven)
             changed.append((piece.part, counts))
     return changed
 
 
-def restrict_stored(part: Part, stored: Bytes, begin: int, guard: TensorGuard) -> Counts:
-    """As `restrict` for elements in another representation, from stored bytes that start at `begin`, in place."""
-    representation = representations.make(part.representation)
+def restrict_stored(
+    part: Part, stored: Bytes, begin: int, guard: TensorGuard, damaged: Iterable[Damage]
+) -> list[tuple[int, Applied]]:
+    """As `restrict` for elements in another representation, from stored bytes that start at `begin`, in place.
+
+    Args:
+        damaged: pieces that are not exact.
+
+    Returns:
+        (first element, what a guard made of the elements) of every run of elements that these pieces hold bits of.
+    """
+    representation, size = representations.make(part.representation), stored_group_bytes(part)
     words = representation.words(part.dtype, stored, group_source_bytes(part, begin, begin + len(stored)))
-    counts = guard.apply_in_place(words, first_element(part, begin))
+    states = np.zeros(-(-len(stored) // size), np.uint8)
+    for low, high, state in damaged:
+        reached = states[max(low - begin, 0) // size : max(-(-(high - begin) // size), 0)]
+        np.maximum(reached, np.uint8(state), out=reached)
+    results = []
+    edges = [0, *(np.flatnonzero(np.diff(states)) + 1).tolist(), len(states)]
+    for start, stop in pairwise(edges):
+        if states[start] != State.EXACT:
+            kept = int(part.mask, 2) if states[start] == State.PROTECTED else 0
+            run = words[start * representation.group : stop * representation.group]
+            first = first_element(part, begin) + start * representation.group
+            applied = guard.apply(run, np.arange(first, first + run.size), kept=kept)
+            run[:] = applied.words
+            results.append((first, applied))
     stored[:] = representation.from_words(part.dtype, words)
-    return counts
+    return results
 
 
 def first_element(part: Part, begin: int) -> int:
