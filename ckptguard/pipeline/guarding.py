@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptguard import representations
+from ckptguard.container import sections
 from ckptguard.container.sections import Section
 from ckptguard.guards import Counts, TensorGuard, WordForm, pack, unpack
 from ckptguard.plan import TENSOR, Part, Piece, ShardPlan
@@ -33,6 +34,11 @@ def section(guards: Mapping[int, TensorGuard], parts: int) -> list[Section]:
     if not guards:
         return []
     return [Section(TAG, pack([guards.get(index) for index in range(parts)]), compressed=True, optional=True)]
+
+
+def stored_bytes(guards: Mapping[int, TensorGuard], parts: int) -> int:
+    """Bytes that the guards of a shard take in its metadata, before it is armoured."""
+    return len(sections.pack(section(guards, parts)))
 
 
 def read(found: Section | None, shard: ShardPlan) -> dict[int, TensorGuard]:

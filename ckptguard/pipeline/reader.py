@@ -60,7 +60,7 @@ class Stored:
 
     Attributes:
         read: before decoding.
-        decoded: after it; unprotected bits as read.
+        decoded: after it, and after range guards where they are used; other unprotected bits as read.
         lost_bits: bitmap of bits in uncorrectable codewords; None where there are none.
     """
 
@@ -301,11 +301,12 @@ class Reader:
         return examined, piece_slices(examined.unit)[number], examined.pieces[number].state
 
     def stored(self, shard: int, index: int, begin: int, end: int) -> Stored:
-        """Stored bytes [begin, end) of a part; fresh arrays."""
+        """Stored bytes [begin, end) of a part, on borders of groups of elements; fresh arrays."""
         shard_plan = self._shards[shard].plan
         part = shard_plan.parts[index]
         read, decoded = np.empty(end - begin, np.uint8), np.empty(end - begin, np.uint8)
         lost: Bytes | None = None
+        worse: list[Damage] = []
         for stream, unit in shard_plan.units_of_part(index, begin, end):
             examined = self._examine(shard, stream, unit)
             for piece, outcome, where in zip(
@@ -318,12 +319,16 @@ class Reader:
                 low, high = max(begin, start), min(end, start + piece.bytes)
                 if low >= high:
                     continue
+                if outcome.state != State.EXACT:
+                    worse.append((start, start + piece.bytes, outcome.state))
                 source = slice(where.start + low - start, where.start + high - start)
                 target = slice(low - begin, high - begin)
                 read[target], decoded[target] = examined.read[source], examined.bytes[source]
                 if examined.lost_bits is not None:
                     lost = np.zeros(end - begin, np.uint8) if lost is None else lost
                     lost[target] = examined.lost_bits[source]
+        if worse and part.representation != "native" and index in self._guards[shard]:
+            self._restrict_stored(shard, index, begin, decoded, worse)
         return Stored(read, decoded, lost)
 
     def _examine(self, shard: int, stream: int, unit: int) -> Examined:

@@ -27,7 +27,7 @@ from ckptguard.pipeline.shard import Shard, open_set
 from ckptguard.pipeline.units import group_source_bytes, stored_group_bytes
 from ckptguard.plan import Part
 
-VARIANTS = ("clean", "unprotected", "decoded")
+VARIANTS = ("clean", "unprotected", "decoded", "guarded")
 CHUNK_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,9 +38,10 @@ class Verification:
     """What verify found.
 
     Attributes:
-        report: of decoding.
-        weights: tensor -> variant (`unprotected`, `decoded`) -> differences from the original.
-        metrics: variant (`clean`, `unprotected`, `decoded`) -> metrics of the evaluator; empty without one.
+        report: of decoding, with range guards where they are used.
+        weights: tensor -> variant (`unprotected`, `decoded`, and `guarded` where guards are used) -> differences from
+            the original.
+        metrics: variant (`clean` and these) -> metrics of the evaluator; empty without one.
     """
 
     report: Report
@@ -67,6 +68,7 @@ def verify(
     evaluator: str | Evaluator | None = None,
     framework: str = "pt",
     policy: str = "raw",
+    guard: bool = True,
     select: str | None = None,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -76,9 +78,11 @@ def verify(
     Args:
         against: the original checkpoint.
         evaluator: `file.py:function` or the function; it gets a state dict of `framework` and returns metrics. It is
-            called on the original, on the payload as read without any decoding, and on the decoded payload.
+            called on the original, on the payload as read without any decoding, on the decoded payload, and on that
+            with range guards where they are used.
         framework: `pt` or `np`.
         policy: for elements in uncorrectable codewords, as for `restore`.
+        guard: use the range guards of the container, where it has some.
         select: which state dict, where the original is a torch file.
 
     Raises:
@@ -88,20 +92,24 @@ def verify(
     function = load_evaluator(evaluator) if isinstance(evaluator, str) else evaluator
     with open_set(path) as shards, open_checkpoint(Path(against), select) as checkpoint:
         original = _Original(checkpoint)
-        reader = Reader(shards, policy, jobs=jobs)
-        original.refuse_other_tensors(reader.tensors)
-        result = Verification(reader.report)
-        for done, name in enumerate(reader.tensors):
-            result.weights[name] = _compare(name, shards, reader, original, policy)
-            progress("compare", done + 1, len(reader.tensors))
+        readers = {"decoded": Reader(shards, policy, guard=False, jobs=jobs)}
+        if guard and any(shard.guards for shard in shards):
+            readers["guarded"] = Reader(shards, policy, jobs=jobs)
+        tensors = readers["decoded"].tensors
+        original.refuse_other_tensors(tensors)
+        result = Verification(list(readers.values())[-1].report)
+        for done, name in enumerate(tensors):
+            result.weights[name] = _compare(name, shards, readers, original, policy)
+            progress("compare", done + 1, len(tensors))
         if function is not None:
-            for done, variant in enumerate(VARIANTS):
+            variants = ("clean", "unprotected", *readers)
+            for done, variant in enumerate(variants):
                 state = {}
-                for name, part in reader.tensors.items():
-                    data = _variant(variant, name, shards, reader, original)
+                for name, part in tensors.items():
+                    data = _variant(variant, name, shards, readers, original)
                     state[name] = tensor_from_bytes(framework, part.dtype, part.shape, data)
                 result.metrics[variant] = evaluate(function, state)
-                progress("evaluate", done + 1, len(VARIANTS))
+                progress("evaluate", done + 1, len(variants))
         return result
 
 
@@ -146,34 +154,36 @@ def _spans(part: Part) -> Iterator[tuple[int, int]]:
 
 
 def _compare(
-    name: str, shards: list[Shard], reader: Reader, original: _Original, policy: str
+    name: str, shards: list[Shard], readers: Mapping[str, Reader], original: _Original, policy: str
 ) -> dict[str, WeightDifference]:
-    shard, index = reader.place(name)
-    part = reader.tensors[name]
+    shard, index = readers["decoded"].place(name)
+    part = shards[shard].plan.parts[index]
     magnitude = float(shards[shard].magnitudes[index])
     representation = representations.make(part.representation)
-    rows = {"unprotected": WeightDifference(), "decoded": WeightDifference()}
+    rows = {variant: WeightDifference() for variant in ("unprotected", *readers)}
     for begin, end in _spans(part):
         first = group_source_bytes(part, 0, begin)
         source = original.read(name, first, first + group_source_bytes(part, begin, end))
         expected, _ = representation.store(part.dtype, source, magnitude)
-        stored = reader.stored(shard, index, begin, end)
-        for kind, data, lost in (
-            ("unprotected", stored.read, None),
-            ("decoded", stored.decoded, stored.lost_bits if policy == "null" else None),
-        ):
-            rows[kind].add_bits(part.selection, expected, data, begin // 8)
-            values = from_stored(part, data, begin, magnitude, lost)
-            rows[kind].add_values(part.dtype, source, values)
+        for kind, reader in readers.items():
+            stored = reader.stored(shard, index, begin, end)
+            if kind == "decoded":
+                rows["unprotected"].add_bits(part.selection, expected, stored.read, begin // 8)
+                values = from_stored(part, stored.read, begin, magnitude, None)
+                rows["unprotected"].add_values(part.dtype, source, values)
+            guard = shards[shard].guards.get(index) if kind == "guarded" else None
+            lost = stored.lost_bits if policy == "null" else None
+            rows[kind].add_bits(part.selection, expected, stored.decoded, begin // 8)
+            rows[kind].add_values(part.dtype, source, from_stored(part, stored.decoded, begin, magnitude, lost, guard))
     return rows
 
 
-def _variant(variant: str, name: str, shards: list[Shard], reader: Reader, original: _Original) -> Bytes:
-    part = reader.tensors[name]
+def _variant(variant: str, name: str, shards: list[Shard], readers: Mapping[str, Reader], original: _Original) -> Bytes:
+    shard, index = readers["decoded"].place(name)
+    part = shards[shard].plan.parts[index]
     if variant == "clean":
         return original.read(name, 0, part.bytes)
-    if variant == "decoded":
-        return reader.elements(name, 0, part.bytes)
-    shard, index = reader.place(name)
-    stored = reader.stored(shard, index, 0, part.stored_bytes)
+    if variant in readers:
+        return readers[variant].elements(name, 0, part.bytes)
+    stored = readers["decoded"].stored(shard, index, 0, part.stored_bytes)
     return from_stored(part, stored.read, 0, float(shards[shard].magnitudes[index]), None)

@@ -73,6 +73,13 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("codewords", f"{total:,} in all, {corrected:,} corrected, {uncorrectable:,} uncorrectable"),
         ("corrected", numbers.count(bits, "bit")),
     ]
+    set_back, replaced = (
+        sum(getattr(t, name) for t in report.tensors) for name in ("guarded_bits", "guarded_elements")
+    )
+    if set_back or replaced:
+        rows.append(
+            ("guarded", f"{numbers.count(set_back, 'bit')} set back, {numbers.count(replaced, 'element')} replaced")
+        )
     looked = [shard.metadata for shard in shards if shard.metadata is not None]
     if looked:
         flipped, stored = (sum(getattr(m, name) for m in looked) for name in ("flipped_bits", "stored_bits"))
