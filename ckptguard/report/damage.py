@@ -73,12 +73,11 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("codewords", f"{total:,} in all, {corrected:,} corrected, {uncorrectable:,} uncorrectable"),
         ("corrected", numbers.count(bits, "bit")),
     ]
-    set_back, replaced = (
-        sum(getattr(t, name) for t in report.tensors) for name in ("guarded_bits", "guarded_elements")
-    )
-    if set_back or replaced:
+    forced = sum(tensor.guarded_bits for tensor in report.tensors)
+    replaced = sum(tensor.guarded_elements for tensor in report.tensors)
+    if forced or replaced:
         rows.append(
-            ("guarded", f"{numbers.count(set_back, 'bit')} set back, {numbers.count(replaced, 'element')} replaced")
+            ("guarded", f"{numbers.count(forced, 'bit')} set back, {numbers.count(replaced, 'element')} replaced")
         )
     looked = [shard.metadata for shard in shards if shard.metadata is not None]
     if looked:
