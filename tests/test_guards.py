@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from containers import Anatomy, flip, flip_bits, mixed, read_safetensors, safetensors_bytes
+from reference_reader import read_set
 
 import ckptguard
 from ckptguard.dtypes import DTYPES, SIGN_MAGNITUDE, TWOS_COMPLEMENT
@@ -27,7 +28,7 @@ from ckptguard.pipeline.verify import verify
 GRANULARITIES = ("tensor", "channel", "group:8", "group:100")
 SHAPE = (12, 50)
 COUNT = 600
-DAMAGED_WORDS = 200_000
+UNLIKE_OTHERS = ("F4", "F6_E2M3", "F6_E3M2", "C64")  # words that are no elements
 
 
 def sample(name: str, seed: int = 0, count: int = COUNT) -> npt.NDArray[np.uint8]:
@@ -490,3 +491,17 @@ def test_a_reader_that_does_not_know_guards_skips_them(made: Callable[..., Path]
     container = made(overwrite=True)
     container.write_bytes(anatomy.changed("GRDS", None).build())
     assert check(container).exact
+
+
+@pytest.mark.parametrize("representation", ["native", "fixed:5", "fixed:9,sign-magnitude"])
+@pytest.mark.parametrize("guard", ["tensor", "channel", "group:8"])
+def test_a_reader_written_from_the_format_alone_finds_the_guards_it_expects(
+    guard: str, representation: str, tmp_path: Path
+) -> None:
+    content = {name: (name, (5, 9), sample(name, 1, 45).tobytes()) for name in DTYPES if name not in UNLIKE_OTHERS}
+    content["whole"] = ("F32", (2, 3, 40), sample("F32", 2, 240).tobytes())
+    (tmp_path / "m.safetensors").write_bytes(safetensors_bytes(content))
+    protect(tmp_path / "m.safetensors", tmp_path / "m.ckg", code="none", guard=guard, representation=representation)
+    restore(tmp_path / "m.ckg", tmp_path / "out")
+    found = read_set({"m.ckg": (tmp_path / "m.ckg").read_bytes()}, {})
+    assert found == {"m.safetensors": (tmp_path / "out").read_bytes()}

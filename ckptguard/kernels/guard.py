@@ -55,8 +55,9 @@ def measure(
         stop = min(stop, words.size)
         some, all_of = ever[place], always[place]
         least, most = low[place], high[place]
-        for i in range(start, stop):
-            word = words[i]
+        run = words[start:stop]  # an index that starts at zero needs no check, and the loop is done in vectors
+        for i in range(run.size):
+            word = run[i]
             key = word ^ sign ^ (flip if word & top else flip ^ flip)
             some |= word
             all_of &= word
@@ -82,14 +83,15 @@ def force(words: Words, first: int, group: int, ever: Words, always: Words) -> i
     while start < words.size:
         stop = min(border, start + _BLOCK, words.size)
         some, all_of = ever[place], always[place]
+        run = words[start:stop]
         wrong = some ^ some
-        for i in range(start, stop):
-            wrong |= ((words[i] | all_of) & some) ^ words[i]
+        for i in range(run.size):
+            wrong |= ((run[i] | all_of) & some) ^ run[i]
         if wrong:
-            for i in range(start, stop):
-                word = (words[i] | all_of) & some
-                forced += _ones(np.uint64(word ^ words[i]))
-                words[i] = word
+            for i in range(run.size):
+                word = (run[i] | all_of) & some
+                forced += _ones(np.uint64(word ^ run[i]))
+                run[i] = word
         start = stop
         if start == border:
             place += 1
@@ -134,26 +136,27 @@ def apply(
         least, most = low[place], high[place]
         held = nan.size > 0 and (least != nothing or most != order[3])
         odd = nan[0] if held else nothing
+        run = words[start:stop]
         wrong = nothing
         outside = False
-        for i in range(start, stop):
-            word = (words[i] | all_of) & some
+        for i in range(run.size):
+            word = (run[i] | all_of) & some
             key = word ^ sign ^ (flip if word & top else nothing)
-            wrong |= word ^ words[i]
+            wrong |= word ^ run[i]
             outside |= (key < least) | (key > most) | (held & (word == odd))
         if wrong or outside:
-            for i in range(start, stop):
-                word = (words[i] | all_of) & some
+            for i in range(run.size):
+                word = (run[i] | all_of) & some
                 key = word ^ sign ^ (flip if word & top else nothing)
                 if key < least:
-                    words[i] = (below[place] & ~keep) | (word & keep)
+                    run[i] = (below[place] & ~keep) | (word & keep)
                     replaced += 1
                 elif key > most or (held and word == odd):
-                    words[i] = (above[place] & ~keep) | (word & keep)
+                    run[i] = (above[place] & ~keep) | (word & keep)
                     replaced += 1
-                elif word != words[i]:
-                    forced += _ones(np.uint64(word ^ words[i]))
-                    words[i] = word
+                elif word != run[i]:
+                    forced += _ones(np.uint64(word ^ run[i]))
+                    run[i] = word
         start = stop
         if start == border:
             place += 1
