@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.channels.base import Channel, NoiseKey
+from ckptguard.channels.base import Channel, NoiseKey, alike
 from ckptguard.channels.bsc import flip
 from ckptguard.channels.noise import probability, require_bytes, stream_key
 from ckptguard.errors import SpecError
@@ -44,6 +44,10 @@ class Asymmetric(Channel):
     def bit_error_rate(self) -> float:
         """The larger of both."""
         return max(self.p01, self.p10)
+
+    def flip_probability(self, word_bits: int) -> npt.NDArray[np.float64]:
+        """See `Channel.flip_probability`."""
+        return alike(word_bits, self.p01, self.p10)
 
     def corrupt(self, data: npt.NDArray[np.uint8], first_block: int, key: NoiseKey) -> None:
         """Flip bits of `data` in place; see `Channel.corrupt`."""

@@ -43,6 +43,19 @@ class Channel(ABC):
         """Probability that a stored bit is read flipped, over all positions; the worse of 0 and 1 where they differ."""
 
     @abstractmethod
+    def flip_probability(self, word_bits: int) -> npt.NDArray[np.float64]:
+        """Probability that a stored 0 and a stored 1 at each bit position of a word flips.
+
+        Everything that is not known is averaged over: where in the file the word lies, and its other bits, taken as
+        equally likely zeros and ones. Positions of one word may flip together; that is not in these numbers.
+
+        Args:
+            word_bits: of a stored word; its bytes are little endian.
+        Returns:
+            (word_bits, 2) float64; row 0 is the most significant bit, column 0 a stored 0.
+        """
+
+    @abstractmethod
     def corrupt(self, data: npt.NDArray[np.uint8], first_block: int, key: NoiseKey) -> None:
         """Flip bits of `data` in place.
 
@@ -52,3 +65,8 @@ class Channel(ABC):
             key: with the block index it determines every flip; calling this block by block or all at once, in any
                 order and from any thread, gives the same bytes.
         """
+
+
+def alike(word_bits: int, p01: float, p10: float) -> npt.NDArray[np.float64]:
+    """The flip probabilities of a medium to which all positions of a word are alike."""
+    return np.tile(np.array([p01, p10]), (word_bits, 1))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.channels.base import BLOCK_BYTES, Channel, NoiseKey
+from ckptguard.channels.base import BLOCK_BYTES, Channel, NoiseKey, alike
 from ckptguard.channels.noise import PART_BYTES, binomial, of_2_to_63, probability, require_bytes, stream_key
 from ckptguard.errors import SpecError
 
@@ -31,9 +32,18 @@ def flip(
         (data[:whole], PART_BYTES, first_part),
         (data[whole:], data.size - whole, first_part + whole // PART_BYTES),
     ):
-        if piece.size:
-            thresholds, least = binomial(8 * part_bytes, few)
+        if not piece.size:
+            continue
+        thresholds, least = binomial(8 * part_bytes, few)
+        if rarer < 0 and _is_words(piece, part_bytes):
+            sampling.flip_words(piece.view(np.uint64), part, key, thresholds, least, complement)
+        else:
             sampling.flip_bits(piece, part_bytes, part, key, thresholds, least, complement, rarer, of_2_to_63(share))
+
+
+def _is_words(piece: npt.NDArray[np.uint8], part_bytes: int) -> bool:
+    """Whether parts are whole and can be taken as this machine's words."""
+    return part_bytes == PART_BYTES and sys.byteorder == "little" and piece.ctypes.data % 8 == 0
 
 
 class Bsc(Channel):
@@ -59,6 +69,10 @@ class Bsc(Channel):
     def bit_error_rate(self) -> float:
         """p."""
         return self.p
+
+    def flip_probability(self, word_bits: int) -> npt.NDArray[np.float64]:
+        """See `Channel.flip_probability`."""
+        return alike(word_bits, self.p, self.p)
 
     def corrupt(self, data: npt.NDArray[np.uint8], first_block: int, key: NoiseKey) -> None:
         """Flip bits of `data` in place; see `Channel.corrupt`."""

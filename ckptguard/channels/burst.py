@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.channels.base import BLOCK_BYTES, Channel, NoiseKey
+from ckptguard.channels.base import BLOCK_BYTES, Channel, NoiseKey, alike
 from ckptguard.channels.noise import geometric, of_2_to_63, probability, require_bytes, stream_key
 from ckptguard.errors import SpecError
 
@@ -56,6 +56,10 @@ class Burst(Channel):
     def bit_error_rate(self) -> float:
         """Mean over both states."""
         return self.bad_share * self.p_bad + (1.0 - self.bad_share) * self.p_good
+
+    def flip_probability(self, word_bits: int) -> npt.NDArray[np.float64]:
+        """See `Channel.flip_probability`."""
+        return alike(word_bits, self.bit_error_rate, self.bit_error_rate)
 
     def corrupt(self, data: npt.NDArray[np.uint8], first_block: int, key: NoiseKey) -> None:
         """Flip bits of `data` in place; see `Channel.corrupt`."""

@@ -60,14 +60,16 @@ at = click.option(
     "--at",
     multiple=True,
     metavar="KEY=VALUE,...",
-    help="Operating point of the device, such as pe=3000,days=365 or preset=NAME; may be repeated.",
+    help="Operating point of the device, such as pe=3000,days=365 or @PRESET,days=30; may be repeated.",
 )
 
 
 def device_at(name: str, texts: tuple[str, ...]) -> Device:
     """The device of a profile at the operating point of --at."""
-    from ckptguard.devices import load_profile
+    from ckptguard.devices import analog_profiles, load_profile
 
+    if name in analog_profiles():
+        raise UsageError(f"{name} is an analog array: it changes values, not stored bits; see `ckptguard devices show`")
     profile = load_profile(name)
     preset, point = operating_point(texts)
     if "self" in point:
@@ -76,13 +78,19 @@ def device_at(name: str, texts: tuple[str, ...]) -> Device:
 
 
 def operating_point(texts: tuple[str, ...]) -> tuple[str | None, dict[str, float]]:
-    """The preset, if one is named, and numbers by name, from texts such as `pe=3000,days=365`."""
+    """The preset, if one is named, and numbers by name, from texts such as `pe=3000,days=365`.
+
+    A preset is written `@NAME` or `preset=NAME`.
+    """
     preset: str | None = None
     point: dict[str, float] = {}
     for item in (item for text in texts for item in text.split(",")):
+        named = item.strip().removeprefix("@")
         key, equals, value = (part.strip() for part in item.partition("="))
+        if named != item.strip():
+            key, equals, value = "preset", "=", named
         if not key or not equals:
-            raise UsageError(f"--at: {item!r} is not of the form key=value")
+            raise UsageError(f"--at: {item!r} is not of the form key=value or @preset")
         if key in point or (key == "preset" and preset is not None):
             raise UsageError(f"--at: {key!r} is given twice")
         if key == "preset":

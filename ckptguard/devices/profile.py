@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
-from math import prod
+from string import Formatter
 from typing import Any
 
 from ckptguard import channels
 from ckptguard.devices.device import Device, number, require_keys
+from ckptguard.devices.expression import Expression
 from ckptguard.errors import SpecError
 from ckptguard.spec import look_up, suggestion
+
+GROUPS = {
+    "flash": "Flash memory and drives",
+    "dram": "DRAM, of hosts and accelerators",
+    "sram": "SRAM below its rated voltage",
+    "resistive": "Resistive, phase-change, ferroelectric and magnetic memory",
+    "disk": "Magnetic disks",
+    "transport": "Networks",
+    "radiation": "Radiation",
+    "fixture": "Fixed points of comparison",
+}
+"""Kinds of media, in the order lists are in."""
 
 _SUFFIX = ".toml"
 
@@ -37,35 +50,26 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Term:
-    """coefficient * product of parameter ** power."""
-
-    coefficient: float
-    powers: Mapping[str, float]
-
-    def at(self, point: Mapping[str, float]) -> float:
-        """Its value at an operating point; 0 ** 0 is 1."""
-        return float(self.coefficient * prod(point[name] ** power for name, power in self.powers.items()))
-
-
-@dataclass(frozen=True)
 class Profile:
     """A channel whose parameters follow from an operating point.
 
     Attributes:
         name, summary, notes: what it is, and what it is not.
-        channel: spec with a quantity in braces for each number, `bsc:{rate}`.
+        group: what kind of medium it is, as lists of profiles are ordered by; one of `GROUPS`.
+        channel: spec with a parameter or quantity in braces for each number or list of numbers, `bsc:{rate}`.
         parameters: by name.
-        quantities: by name, each the sum of its terms.
+        quantities: by name, in order; a formula, or several for a list of numbers, of parameters and of the single
+            quantities before it.
         presets: named operating points, possibly incomplete.
         source, confidence: see `Device`.
     """
 
     name: str
     summary: str
+    group: str
     channel: str
     parameters: Mapping[str, Parameter]
-    quantities: Mapping[str, tuple[Term, ...]]
+    quantities: Mapping[str, tuple[Expression, ...]]
     presets: Mapping[str, Mapping[str, float]]
     source: str
     confidence: str
@@ -83,34 +87,51 @@ class Profile:
         Raises:
             SpecError: for an unknown preset or parameter, or a value outside the range the profile holds in.
         """
-        point = {name: parameter.default for name, parameter in self.parameters.items()}
-        if preset is not None:
-            point |= look_up(self.presets, preset, f"preset of profile {self.name!r}")
-        for name, value in values.items():
-            point[name] = self._within(name, value)
-        numbers = {name: sum(term.at(point) for term in terms) for name, terms in self.quantities.items()}
+        point = operating_point(self.name, self.parameters, self.presets, values, preset)
         try:
-            spec = channels.make(
-                self.channel.format_map({name: f"{value:.12g}" for name, value in numbers.items()})
-            ).spec
+            spec = channels.make(self.channel.format_map(self._texts(point))).spec
         except SpecError as error:
             raise SpecError(f"profile {self.name!r} does not hold at {point}: {error}") from error
         return Device(self.name, self.name, point, spec, self.source, self.confidence)
 
-    def _within(self, name: str, value: float) -> float:
-        if name not in self.parameters:
-            known = ", ".join(sorted(self.parameters)) or "none"
-            raise SpecError(
-                f"profile {self.name!r} has no parameter {name!r}{suggestion(name, self.parameters)}; known: {known}"
-            )
-        parameter = self.parameters[name]
-        value = number(value, f"{name} of profile {self.name!r}")
-        if not parameter.least <= value <= parameter.most:
-            raise SpecError(
-                f"{name} = {value:g} {parameter.unit} is outside the range {parameter.least:g} .. {parameter.most:g} "
-                f"that profile {self.name!r} holds in"
-            )
-        return value
+    def _texts(self, point: Mapping[str, float]) -> dict[str, str]:
+        """Every parameter and quantity at a point, as the channel's spec has it."""
+        known = dict(point)
+        texts = {name: f"{value:.12g}" for name, value in point.items()}
+        for name, formulas in self.quantities.items():
+            values = [formula.at(known) for formula in formulas]
+            if len(values) == 1:
+                known[name] = values[0]
+            texts[name] = "/".join(f"{value:.12g}" for value in values)
+        return texts
+
+
+def operating_point(
+    name: str,
+    parameters: Mapping[str, Parameter],
+    presets: Mapping[str, Mapping[str, float]],
+    values: Mapping[str, float],
+    preset: str | None = None,
+) -> dict[str, float]:
+    """All parameters of profile `name`: defaults, then the preset's values, then the given ones, in their ranges."""
+    point = {key: parameter.default for key, parameter in parameters.items()}
+    if preset is not None:
+        point |= look_up(presets, preset, f"preset of profile {name!r}")
+    return point | {key: _within(name, parameters, key, value) for key, value in values.items()}
+
+
+def _within(profile: str, parameters: Mapping[str, Parameter], name: str, value: float) -> float:
+    if name not in parameters:
+        known = ", ".join(sorted(parameters)) or "none"
+        raise SpecError(f"profile {profile!r} has no parameter {name!r}{suggestion(name, parameters)}; known: {known}")
+    parameter = parameters[name]
+    value = number(value, f"{name} of profile {profile!r}")
+    if not parameter.least <= value <= parameter.most:
+        raise SpecError(
+            f"{name} = {value:g} {parameter.unit} is outside the range {parameter.least:g} .. {parameter.most:g} "
+            f"that profile {profile!r} holds in"
+        )
+    return value
 
 
 def profiles() -> tuple[str, ...]:
@@ -131,39 +152,45 @@ def parse_profile(name: str, text: str) -> Profile:
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"profile {name!r} is not TOML: {error}") from error
     what = f"profile {name!r}"
-    texts = ("summary", "channel", "source", "confidence")
+    texts = ("summary", "group", "channel", "source", "confidence")
     require_keys(data, (*texts, "notes", "parameters", "quantities", "presets"), what)
     for key in texts:
         if not isinstance(data.get(key), str) or not data[key]:
             raise SpecError(f"{what} needs a text {key!r}")
+    look_up(GROUPS, data["group"], f"group of {what}")
     if data["confidence"] not in ("A", "B", "C", "D"):
         raise SpecError(f"confidence of {what} is A, B, C or D, not {data['confidence']!r}")
-    parameters = {key: _parameter(key, entry, what) for key, entry in data.get("parameters", {}).items()}
-    quantities = {
-        key: tuple(_term(entry, parameters, f"{key} of {what}") for entry in entries)
-        for key, entries in data.get("quantities", {}).items()
-    }
+    parameters = {key: read_parameter(key, entry, what) for key, entry in data.get("parameters", {}).items()}
     plain = Profile(
-        name, data["summary"], data["channel"], parameters, quantities, {}, data["source"], data["confidence"], ""
-    )
-    presets = {
-        key: {parameter: plain._within(parameter, value) for parameter, value in entry.items()}
-        for key, entry in data.get("presets", {}).items()
-    }
-    return Profile(
         name,
         data["summary"],
+        data["group"],
         data["channel"],
         parameters,
-        quantities,
-        presets,
+        _quantities(data.get("quantities", {}), parameters, what),
+        {},
         data["source"],
         data["confidence"],
         data.get("notes", "").strip(),
     )
+    needed = {field for _, field, _, _ in Formatter().parse(plain.channel) if field is not None}
+    require_keys(dict.fromkeys(sorted(needed)), (*parameters, *plain.quantities), f"the channel of {what}")
+    presets = read_presets(name, parameters, data.get("presets", {}))
+    return replace(plain, presets=presets)
 
 
-def _parameter(name: str, entry: dict[str, Any], what: str) -> Parameter:
+def read_presets(
+    name: str, parameters: Mapping[str, Parameter], entries: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Named operating points of profile `name`, held to the ranges of its parameters."""
+    return {
+        preset: {key: _within(name, parameters, key, value) for key, value in entry.items()}
+        for preset, entry in entries.items()
+    }
+
+
+def read_parameter(name: str, entry: dict[str, Any], what: str) -> Parameter:
+    """Read one `[parameters.name]` table."""
     require_keys(entry, ("meaning", "unit", "default", "range"), f"parameter {name!r} of {what}")
     least, most = (number(value, f"range of {name!r} of {what}") for value in entry["range"])
     default = number(entry["default"], f"default of {name!r} of {what}")
@@ -172,11 +199,24 @@ def _parameter(name: str, entry: dict[str, Any], what: str) -> Parameter:
     return Parameter(name, entry["meaning"], entry["unit"], default, least, most)
 
 
-def _term(entry: dict[str, Any], parameters: Mapping[str, Parameter], what: str) -> Term:
-    require_keys(entry, ("coefficient", "powers"), what)
-    powers = {name: number(power, f"power of {name!r} in {what}") for name, power in entry.get("powers", {}).items()}
-    require_keys(powers, tuple(parameters), f"a term of {what}")
-    return Term(number(entry["coefficient"], f"a coefficient of {what}"), powers)
+def _quantities(
+    entries: dict[str, Any], parameters: Mapping[str, Parameter], what: str
+) -> dict[str, tuple[Expression, ...]]:
+    known = list(parameters)
+    quantities = {}
+    for name, entry in entries.items():
+        formulas = entry if isinstance(entry, list) else [entry]
+        if not formulas or not all(isinstance(formula, str) for formula in formulas):
+            raise SpecError(f"{name} of {what} is a formula, as a string, or a list of formulas, not {entry!r}")
+        if name in parameters:
+            raise SpecError(f"{name} of {what} is a parameter already")
+        quantities[name] = tuple(Expression.parse(formula) for formula in formulas)
+        for needed in sorted(frozenset().union(*(formula.names for formula in quantities[name]))):
+            if needed not in known:
+                raise SpecError(f"{name} of {what}: unknown name {needed!r}{suggestion(needed, known)}")
+        if len(formulas) == 1:
+            known.append(name)
+    return quantities
 
 
 @lru_cache(maxsize=1)

@@ -169,7 +169,7 @@ class _Sink:
         if self._policy == "null" and lost is not None and lost.any():
             data = null_elements(part, piece, data, lost, self._guards.get(piece.part))
         position = part.offset + piece.offset - part.stored_offset
-        write_at(self._target(part), position, data)
+        write_at(self._target(part), position, data, early=True)
 
     def _write_stored(self, piece: Piece, data: Bytes, lost: Bytes | None) -> None:
         assert self._stored is not None
@@ -206,7 +206,7 @@ class _Sink:
                 counts += applied.counts
         data = from_stored(part, stored, begin, float(self._shard.magnitudes[index]), lost, guard)
         first = group_source_bytes(part, 0, begin)
-        write_at(self._target(part), part.offset + first, data)
+        write_at(self._target(part), part.offset + first, data, early=True)
         return counts
 
     def _target(self, part: Part) -> int:

@@ -14,8 +14,9 @@ from ckptguard import representations
 from ckptguard.checkpoint.folder import Checkpoint
 from ckptguard.checkpoint.safetensors import TensorInfo
 from ckptguard.errors import MismatchError
-from ckptguard.evaluate.frameworks import framework_name, tensor_from_bytes
-from ckptguard.evaluate.user import Evaluator, evaluate, load_evaluator
+from ckptguard.evaluate.frameworks import framework_name
+from ckptguard.evaluate.session import TensorSpec, open_session
+from ckptguard.evaluate.user import Evaluator
 from ckptguard.evaluate.weights import WeightDifference
 from ckptguard.files import read_exactly
 from ckptguard.pipeline import work
@@ -65,7 +66,7 @@ def verify(
     path: Path | str,
     against: Path | str,
     *,
-    evaluator: str | Evaluator | None = None,
+    evaluator: str | Evaluator | object | None = None,
     framework: str = "pt",
     policy: str = "raw",
     guard: bool = True,
@@ -77,9 +78,10 @@ def verify(
 
     Args:
         against: the original checkpoint.
-        evaluator: `file.py:function` or the function; it gets a state dict of `framework` and returns metrics. It is
-            called on the original, on the payload as read without any decoding, on the decoded payload, and on that
-            with range guards where they are used.
+        evaluator: a spec (`file.py:function`, `classification:...`) or an object, as `evaluate.open_session` takes; a
+            function gets a state dict of `framework` and returns metrics. It scores the original, which is also the
+            clean model it compares with, the payload as read without any decoding, the decoded payload, and that with
+            range guards where they are used.
         framework: `pt` or `np`.
         policy: for elements in uncorrectable codewords, as for `restore`.
         guard: use the range guards of the container, where it has some.
@@ -89,7 +91,6 @@ def verify(
         MismatchError: the container holds other tensors than the original.
     """
     framework_name(framework)
-    function = load_evaluator(evaluator) if isinstance(evaluator, str) else evaluator
     with open_set(path) as shards, open_checkpoint(Path(against), select) as checkpoint:
         original = _Original(checkpoint)
         readers = {"decoded": Reader(shards, policy, guard=False, jobs=jobs)}
@@ -97,18 +98,17 @@ def verify(
             readers["guarded"] = Reader(shards, policy, jobs=jobs)
         tensors = readers["decoded"].tensors
         original.refuse_other_tensors(tensors)
+        specs = {name: TensorSpec(part.dtype, part.shape) for name, part in tensors.items()}
+        session = None if evaluator is None else open_session(evaluator, specs, framework=framework, threads=jobs)
         result = Verification(list(readers.values())[-1].report)
         for done, name in enumerate(tensors):
             result.weights[name] = _compare(name, shards, readers, original, policy)
             progress("compare", done + 1, len(tensors))
-        if function is not None:
+        if session is not None:
             variants = ("clean", "unprotected", *readers)
             for done, variant in enumerate(variants):
-                state = {}
-                for name, part in tensors.items():
-                    data = _variant(variant, name, shards, readers, original)
-                    state[name] = tensor_from_bytes(framework, part.dtype, part.shape, data)
-                result.metrics[variant] = evaluate(function, state)
+                session.load(_Variant(variant, shards, readers, original), reference=variant == "clean")
+                result.metrics[variant] = session.metrics()
                 progress("evaluate", done + 1, len(variants))
         return result
 
@@ -178,12 +178,25 @@ def _compare(
     return rows
 
 
-def _variant(variant: str, name: str, shards: list[Shard], readers: Mapping[str, Reader], original: _Original) -> Bytes:
-    shard, index = readers["decoded"].place(name)
-    part = shards[shard].plan.parts[index]
-    if variant == "clean":
-        return original.read(name, 0, part.bytes)
-    if variant in readers:
-        return readers[variant].elements(name, 0, part.bytes)
-    stored = readers["decoded"].stored(shard, index, 0, part.stored_bytes)
-    return from_stored(part, stored.read, 0, float(shards[shard].magnitudes[index]), None)
+class _Variant(Mapping[str, Bytes]):
+    """The tensors of one variant, made when asked for, so that only one is held beside the session's own."""
+
+    def __init__(self, variant: str, shards: list[Shard], readers: Mapping[str, Reader], original: _Original) -> None:
+        self._variant, self._shards, self._readers, self._original = variant, shards, readers, original
+        self._decoded = readers["decoded"]
+
+    def __len__(self) -> int:
+        return len(self._decoded.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decoded.tensors)
+
+    def __getitem__(self, name: str) -> Bytes:
+        shard, index = self._decoded.place(name)
+        part = self._shards[shard].plan.parts[index]
+        if self._variant == "clean":
+            return self._original.read(name, 0, part.bytes)
+        if self._variant in self._readers:
+            return self._readers[self._variant].elements(name, 0, part.bytes)
+        stored = self._decoded.stored(shard, index, 0, part.stored_bytes)
+        return from_stored(part, stored.read, 0, float(self._shards[shard].magnitudes[index]), None)

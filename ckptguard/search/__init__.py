@@ -1,0 +1,1 @@
+"""Finding masks: which bits of which tensors are worth their parity."""
