@@ -47,6 +47,13 @@ policy = click.option(
     show_default=True,
     help="Elements in uncorrectable codewords: keep the bits as read, or make the element zero.",
 )
+guard = click.option(
+    "--guard",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="Set back bits and replace elements that the container's range guards say cannot be.",
+)
 strict = click.option("--strict", is_flag=True, help="Write nothing if protected bits are lost.")
 device = click.option("--device", metavar="NAME", help="A device profile; see `ckptguard devices list`.")
 at = click.option(

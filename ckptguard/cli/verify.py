@@ -27,6 +27,7 @@ from ckptguard.cli.output import Output
     help="Tensors that the function gets: torch's or numpy's.",
 )
 @options.policy
+@options.guard
 @options.select
 @options.jobs
 @options.prints
@@ -38,13 +39,14 @@ def verify(
     evaluator: str | None,
     framework: str,
     policy: str,
+    guard: str,
     select: str | None,
     jobs: int | None,
 ) -> int:
     """Compare CONTAINER with the original: bits and values per tensor, and metrics if asked.
 
-    Metrics are taken three times: of the original (clean), of the stored bytes without any decoding (unprotected), and
-    after decoding (decoded).
+    Metrics are taken of the original (clean), of the stored bytes without any decoding (unprotected), after decoding
+    (decoded), and, where the container has range guards, after these too (guarded).
 
     Exit status: 0 if every protected bit is exact, 11 if some are lost, 13 if the original is of another model.
     """
@@ -57,6 +59,7 @@ def verify(
         evaluator=evaluator,
         framework=framework,
         policy=policy,
+        guard=guard == "on",
         select=select,
         jobs=jobs,
         progress=output.progress,
