@@ -280,8 +280,8 @@ def _notes(summary: Sequence[Mapping[str, Any]], asked: Question) -> list[str]:
     if asked.stop is not None:
         notes.append(
             f"the results decided how many trials there are (until {asked.stop}): intervals of {asked.metric} and "
-            "verdicts allow that; those of other metrics and of comparisons do not, and tolerance and times to failure are not "
-            "stated"
+            "verdicts allow that; those of other metrics and of comparisons do not, and tolerance and times to failure "
+            "are not stated"
         )
     for metric in asked.metrics.values():
         failures = sum(record["failures"] for record in summary if record["metric"] == metric.name)
