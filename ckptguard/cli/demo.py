@@ -116,9 +116,9 @@ def _evaluate(model: Path, task: Path) -> dict[str, float]:
     """Metrics of a safetensors file, read by the reference library."""
     from safetensors.numpy import load_file
 
-    from ckptguard.evaluate.user import evaluate, load_evaluator
+    from ckptguard.evaluate.user import evaluate, load_object
 
-    return evaluate(load_evaluator(f"{task}:evaluate"), load_file(model))
+    return evaluate(load_object(f"{task}:evaluate"), load_file(model))
 
 
 def _record(summary: Summary, flips: int, bits: int, report: Report, verification: Verification) -> dict[str, Any]:

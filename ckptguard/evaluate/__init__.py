@@ -1,1 +1,1 @@
-"""Evaluators: what a state dict is worth. `weights` compares bits and values; `user` runs a function of the user's."""
+"""Evaluators: what a model's weights are worth. `session` is the contract; `open_session` makes any kind."""

@@ -67,6 +67,14 @@ def import_torch() -> Any:
     return torch
 
 
+def torch_with_threads(threads: int | None) -> Any:
+    """torch, set to a number of threads in this process; None leaves the number that it has."""
+    torch = import_torch()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch
+
+
 def tensor_from_bytes(framework: str, dtype: DType, shape: tuple[int, ...], data: Bytes, device: Any = "cpu") -> Any:
     """A tensor over `data` (writable, contiguous bytes), on `device` for torch."""
     if framework_name(framework) == "numpy":

@@ -14,8 +14,9 @@ from ckptguard import representations
 from ckptguard.checkpoint.folder import Checkpoint
 from ckptguard.checkpoint.safetensors import TensorInfo
 from ckptguard.errors import MismatchError
-from ckptguard.evaluate.frameworks import framework_name, tensor_from_bytes
-from ckptguard.evaluate.user import Evaluator, evaluate, load_evaluator
+from ckptguard.evaluate.frameworks import framework_name
+from ckptguard.evaluate.session import TensorSpec, open_session
+from ckptguard.evaluate.user import Evaluator
 from ckptguard.evaluate.weights import WeightDifference
 from ckptguard.files import read_exactly
 from ckptguard.pipeline import work
@@ -64,7 +65,7 @@ def verify(
     path: Path | str,
     against: Path | str,
     *,
-    evaluator: str | Evaluator | None = None,
+    evaluator: str | Evaluator | object | None = None,
     framework: str = "pt",
     policy: str = "raw",
     select: str | None = None,
@@ -75,8 +76,9 @@ def verify(
 
     Args:
         against: the original checkpoint.
-        evaluator: `file.py:function` or the function; it gets a state dict of `framework` and returns metrics. It is
-            called on the original, on the payload as read without any decoding, and on the decoded payload.
+        evaluator: a spec (`file.py:function`, `classification:...`) or an object, as `evaluate.open_session` takes; a
+            function gets a state dict of `framework` and returns metrics. It scores the original, which is also the
+            clean model it compares with, the payload as read without any decoding, and the decoded payload.
         framework: `pt` or `np`.
         policy: for elements in uncorrectable codewords, as for `restore`.
         select: which state dict, where the original is a torch file.
@@ -85,22 +87,20 @@ def verify(
         MismatchError: the container holds other tensors than the original.
     """
     framework_name(framework)
-    function = load_evaluator(evaluator) if isinstance(evaluator, str) else evaluator
     with open_set(path) as shards, open_checkpoint(Path(against), select) as checkpoint:
         original = _Original(checkpoint)
         reader = Reader(shards, policy, jobs=jobs)
         original.refuse_other_tensors(reader.tensors)
+        specs = {name: TensorSpec(part.dtype, part.shape) for name, part in reader.tensors.items()}
+        session = None if evaluator is None else open_session(evaluator, specs, framework=framework, threads=jobs)
         result = Verification(reader.report)
         for done, name in enumerate(reader.tensors):
             result.weights[name] = _compare(name, shards, reader, original, policy)
             progress("compare", done + 1, len(reader.tensors))
-        if function is not None:
+        if session is not None:
             for done, variant in enumerate(VARIANTS):
-                state = {}
-                for name, part in reader.tensors.items():
-                    data = _variant(variant, name, shards, reader, original)
-                    state[name] = tensor_from_bytes(framework, part.dtype, part.shape, data)
-                result.metrics[variant] = evaluate(function, state)
+                session.load(_Variant(variant, shards, reader, original), reference=variant == "clean")
+                result.metrics[variant] = session.metrics()
                 progress("evaluate", done + 1, len(VARIANTS))
         return result
 
@@ -168,12 +168,24 @@ def _compare(
     return rows
 
 
-def _variant(variant: str, name: str, shards: list[Shard], reader: Reader, original: _Original) -> Bytes:
-    part = reader.tensors[name]
-    if variant == "clean":
-        return original.read(name, 0, part.bytes)
-    if variant == "decoded":
-        return reader.elements(name, 0, part.bytes)
-    shard, index = reader.place(name)
-    stored = reader.stored(shard, index, 0, part.stored_bytes)
-    return from_stored(part, stored.read, 0, float(shards[shard].magnitudes[index]), None)
+class _Variant(Mapping[str, Bytes]):
+    """The tensors of one variant, made when asked for, so that only one is held beside the session's own."""
+
+    def __init__(self, variant: str, shards: list[Shard], reader: Reader, original: _Original) -> None:
+        self._variant, self._shards, self._reader, self._original = variant, shards, reader, original
+
+    def __len__(self) -> int:
+        return len(self._reader.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reader.tensors)
+
+    def __getitem__(self, name: str) -> Bytes:
+        part = self._reader.tensors[name]
+        if self._variant == "clean":
+            return self._original.read(name, 0, part.bytes)
+        if self._variant == "decoded":
+            return self._reader.elements(name, 0, part.bytes)
+        shard, index = self._reader.place(name)
+        stored = self._reader.stored(shard, index, 0, part.stored_bytes)
+        return from_stored(part, stored.read, 0, float(self._shards[shard].magnitudes[index]), None)

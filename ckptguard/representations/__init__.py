@@ -16,6 +16,7 @@ __all__ = ["KINDS", "FixedPoint", "Losses", "Native", "Representation", "Selecti
 KINDS: dict[str, Callable[[tuple[str, ...]], Representation]] = {
     "native": Native.from_settings,
     "fixed": FixedPoint.from_settings,
+    "q": FixedPoint.from_q_settings,
 }
 """Constructors by name, each called with the settings of a spec."""
 

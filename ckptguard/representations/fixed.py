@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ TWOS_COMPLEMENT = "twos-complement"
 SIGN_MAGNITUDE = "sign-magnitude"
 
 _GROUP = 64
+_Q_FORMAT = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})", re.ASCII)
 _BLOCK = 1 << 15  # elements worked on at once, so that intermediate arrays stay in the cache
 _LARGEST = {
     "F64": float(np.finfo(np.float64).max),
@@ -65,6 +67,25 @@ class FixedPoint(Representation):
         encoding = f",{self.encoding}" if self.encoding != TWOS_COMPLEMENT else ""
         limit = f",c={self.limit!r}" if self.limit is not None else ""
         object.__setattr__(self, "spec", f"fixed:{self.bits}{encoding}{limit}")
+
+    @classmethod
+    def from_q_settings(cls, settings: tuple[str, ...]) -> FixedPoint:
+        """From `i.f[,twos-complement|sign-magnitude]`: Qi.f, i integer bits with the sign among them, f fraction bits.
+
+        The step is 2^-f exactly. It is `fixed:i+f` with c = (2^(i + f - 1) - 1) * 2^-f, and its spec says so; the range
+        is symmetric, so that -2^(i - 1), which two's complement has, is read but never written. Raises SpecError.
+        """
+        found = _Q_FORMAT.fullmatch(settings[0]) if settings else None
+        if found is None or len(settings) > 2:
+            raise SpecError(
+                "q is written q:i.f with i integer bits (the sign is one of them) and f fraction bits, as in 'q:2.6' or "
+                f"'q:2.6,sign-magnitude', not {','.join(settings)!r}"
+            )
+        whole, fraction = int(found[1]), int(found[2])
+        if whole < 1 or not 2 <= whole + fraction <= 16:
+            raise SpecError(f"q:{settings[0]}: there is at least 1 integer bit, the sign, and 2 to 16 bits in all")
+        bits = whole + fraction
+        return cls(bits, settings[1] if len(settings) > 1 else TWOS_COMPLEMENT, (2 ** (bits - 1) - 1) * 2.0**-fraction)
 
     @classmethod
     def from_settings(cls, settings: tuple[str, ...]) -> FixedPoint:
@@ -121,12 +142,20 @@ class FixedPoint(Representation):
             rounded += int(np.count_nonzero(error))
             clipped += int(np.count_nonzero(np.abs(elements) > limit))
             max_error = max(max_error, worst)
-        return self._planes(codes), Losses(rounded, clipped, max_error)
+        return self.pack(codes), Losses(rounded, clipped, max_error)
 
     def restore(self, dtype: DType, stored: Bytes, magnitude: float, size: int) -> Bytes:
         words = _values(self.bits, self.encoding, dtype.name, self._scale(magnitude))[0]
-        restored = words[self._unplanes(stored, dtype.words(size))]
+        restored = words[self.unpack(stored, dtype.words(size))]
         return restored.view(np.uint8)
+
+    def table(self, dtype: DType, magnitude: float) -> npt.NDArray[np.unsignedinteger]:
+        """(2^bits,) what every encoded number restores to, as words of the dtype; read-only."""
+        return _values(self.bits, self.encoding, dtype.name, self._scale(magnitude))[0]
+
+    def encode(self, values: _Floats, magnitude: float) -> npt.NDArray[np.uint16]:
+        """Encoded numbers of finite values."""
+        return self._codes(values, self._scale(magnitude))
 
     def touched(self, dtype: DType, bits: Bytes, size: int) -> npt.NDArray[np.bool_]:
         planes = bits.view("<u8").reshape(-1, self.bits)
@@ -180,7 +209,8 @@ class FixedPoint(Representation):
             return np.abs(whole).view(np.uint16) | sign
         return whole.view(np.uint16) & np.uint16(2**self.bits - 1)
 
-    def _planes(self, codes: npt.NDArray[np.uint16]) -> Bytes:
+    def pack(self, codes: npt.NDArray[np.uint16]) -> Bytes:
+        """Stored bytes of encoded numbers, a whole number of groups of them."""
         stored = np.empty((len(codes) // _GROUP, self.bits, 8), dtype=np.uint8)
         for start in range(0, len(codes), _BLOCK):
             block = codes[start : start + _BLOCK]
@@ -191,7 +221,8 @@ class FixedPoint(Representation):
                 stored[groups, self.bits - 1 - bit] = plane.reshape(-1, 8)
         return stored.reshape(-1)
 
-    def _unplanes(self, stored: Bytes, count: int) -> npt.NDArray[np.uint16]:
+    def unpack(self, stored: Bytes, count: int) -> npt.NDArray[np.uint16]:
+        """The first `count` encoded numbers of stored bytes, each in the `bits` least significant bits."""
         planes = stored.reshape(-1, self.bits, 8)
         codes = np.zeros(len(planes) * _GROUP, dtype=np.uint16)
         for start in range(0, len(codes), _BLOCK):
@@ -218,7 +249,7 @@ def _values(bits: int, encoding: str, name: str, scale: float) -> tuple[npt.NDAr
     with np.errstate(over="ignore"):
         values = np.clip(numbers * scale, -_LARGEST[name], _LARGEST[name])
     if name == "BF16":
-        words = _to_bfloat16(values)
+        words = to_bfloat16(values)
     else:
         words = values.astype(f"<f{DTYPES[name].bits // 8}").view(f"<u{DTYPES[name].bits // 8}")
     floats = _decode(DTYPES[name], words.view(np.uint8), 0, len(words))
@@ -237,7 +268,7 @@ def _decode(dtype: DType, data: Bytes, start: int, count: int = _BLOCK) -> _Floa
         return part.view(f"<f{size}").astype(np.float64)
 
 
-def _to_bfloat16(values: _Floats) -> npt.NDArray[np.uint16]:
+def to_bfloat16(values: _Floats) -> npt.NDArray[np.uint16]:
     """Finite float64 rounded once, half to even: through float32 rounded to odd, which keeps what decides a tie."""
     single = values.astype(np.float32)
     wide = single.astype(np.float64)
