@@ -92,7 +92,7 @@ class LiveSession(Session):
         """XXH3 of all buffers, in the order of the specs."""
         state = xxhash.xxh3_64()
         for buffer in self.data.values():
-            state.update(memoryview(buffer))
+            state.update(buffer.data)
         return state.hexdigest()
 
     def loaded(self, reference: bool) -> None:

@@ -112,6 +112,11 @@ class Kind(Protocol):
 
 
 KINDS: dict[str, str | type[Kind]] = {
+    "classification": "ckptguard.evaluate.classification:Classification",
+    "lm-eval": "ckptguard.evaluate.harness:Harness",
+    "logits": "ckptguard.evaluate.logits:Logits",
+    "perplexity": "ckptguard.evaluate.perplexity:Perplexity",
+    "sentence": "ckptguard.evaluate.sentence:Sentence",
     "weights": "ckptguard.evaluate.weight_session:WeightSession",
 }
 """Every kind of evaluator and where its class is; `register` adds to it."""
