@@ -21,7 +21,6 @@ from ckptguard.campaign.shells import Drawn
 from ckptguard.codes.base import Code, UnitLayout
 from ckptguard.codes.crc import CRC_BITS, Crc
 from ckptguard.codes.lanes import LaneCode, words_of
-from ckptguard.codes.outer import Outer
 from ckptguard.errors import UsageError
 from ckptguard.plan import Part, ShardPlan, Source, Stream, Unit
 
@@ -113,6 +112,10 @@ class StreamCoder:
         """The codewords of a unit."""
         return self.last if unit == self.stream.units - 1 else self.full
 
+    def unit(self, index: int) -> Unit:
+        """A unit of the stream."""
+        return self._shard.unit(self._index, index)
+
     def lanes(self, words: int) -> int:
         """Codewords with message bits in a unit of so many words; outer words come behind them."""
         if isinstance(self.code, LaneCode):
@@ -150,7 +153,7 @@ class StreamCoder:
         """The parity of all units, as a container stores it."""
         pieces = []
         for index in range(self.stream.units):
-            unit = self._shard.unit(self._index, index)
+            unit = self.unit(index)
             pieces.append(self.code.encode(self._message(unit), self.stream.mask))
         return np.concatenate(pieces)
 
@@ -193,12 +196,14 @@ class StreamCoder:
                 )
         units, bits, found = self._parity_codewords(parity)
         inside = found >= 0
-        np.add.at(counts, units[inside] * self.full.codewords + found[inside], 1)
+        counts += np.bincount(units[inside] * self.full.codewords + found[inside], minlength=counts.size).astype(
+            np.int32
+        )
         counts[np.repeat(by_unit == 0, self._sizes)] = 0  # what no flip reached is not decoded
         failing = counts > self.code.t
         result.corrected += int(np.count_nonzero(counts)) - int(np.count_nonzero(failing))
-        doubtful = np.unique(np.flatnonzero(failing) // self.full.codewords) if failing.any() else []
-        for index in map(int, doubtful):
+        doubtful = np.unique(np.flatnonzero(failing) // self.full.codewords)
+        for index in doubtful.tolist():
             first = index * self.full.codewords
             here = failing[first : first + self.layout(index).codewords]
             mine = (units == index) & inside
@@ -229,7 +234,7 @@ class StreamCoder:
         """Run the decoder on the failing codewords of a unit."""
         from ckptguard.kernels import codewords
 
-        unit = self._shard.unit(self._index, index)
+        unit = self.unit(index)
         read, errors = self._errors(unit, failing, flips)
         stored = self._blank_parity[unit.words].copy()
         np.bitwise_xor.at(stored, parity >> 3, (1 << (parity & 7)).astype(np.uint8))

@@ -48,7 +48,7 @@ _FIELDS = {
     "U64": (0, 0),
     "BOOL": (0, 0),
 }
-"""Bits of the sign and of the exponent; the rest is the fraction. Packed 4- and 6-bit floats have no fields of a byte."""
+"""Bits of the sign and of the exponent; the rest is the fraction. Bytes of packed 4- and 6-bit floats have none."""
 
 
 @dataclass(frozen=True, eq=False)

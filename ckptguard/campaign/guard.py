@@ -56,7 +56,7 @@ class TensorGuard:
         return cls(dtype, ones, full & ~some, largest)
 
     def apply(self, words: Words) -> tuple[Words, npt.NDArray[np.bool_]]:
-        """Words as the guard leaves them, and which of them it made zero; those of the tensor itself stay as they are."""
+        """Words as the guard leaves them, and which of them it made zero; words of the tensor itself stay."""
         kind = words.dtype.type
         forced = (words | kind(self.ones)) & ~kind(self.zeros)
         nulled = np.zeros(words.size, np.bool_)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -147,7 +147,7 @@ def _tables(places: int, shells: int) -> tuple[U64, I64, I64]:
     return np.concatenate([thresholds for thresholds, _ in found]), starts, np.array([least for _, least in found])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shell_count(places: int, shell: int) -> tuple[U64, int]:
     low = 0.0 if shell == 0 else 2.0 ** (shell - 21)
     return binomial(places, (2.0 ** (shell - 20) - low) / (1.0 - low))

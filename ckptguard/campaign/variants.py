@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -194,7 +194,7 @@ class Prepared:
         return self.redundancy_at(None)
 
     def redundancy_at(self, bit_error_rate: float | None) -> float:
-        """The same, where an ideal code that names no rate is priced for this one: H(p) / (1 - H(p)) of what it protects."""
+        """The same, an ideal code that names no rate priced for this one: H(p) / (1 - H(p)) of what it protects."""
         parity = math.nan
         if self.variant.is_ideal:
             rate = _ideal_rate(self.variant.code)
@@ -353,9 +353,11 @@ class _Totals:
 
     def count(self, name: str, flips: npt.NDArray[np.uint64], bits: int) -> None:
         """Add the flips left in words of so many bits."""
-        total = 0
-        for plane in range(bits):
-            count = int(np.count_nonzero(flips & np.uint64(1 << (bits - 1 - plane))))
+        from ckptguard.kernels import faults
+
+        total, ones = 0, np.zeros(bits, np.int64)
+        faults.count_bits(flips, ones)
+        for plane, count in enumerate(ones[::-1].tolist()):
             if count:
                 self.by_bit[plane] = self.by_bit.get(plane, 0) + count
                 total += count
@@ -384,8 +386,3 @@ def capacity_redundancy(p: float) -> float:
         return 0.0
     entropy = -p * math.log2(p) - (1.0 - p) * math.log2(1.0 - p)
     return entropy / (1.0 - entropy) if entropy < 1.0 else math.inf
-
-
-def protected_bits(prepared: Prepared, names: Sequence[str]) -> int:
-    """Protected bits of some tensors."""
-    return sum(prepared.encodings[name].elements * prepared.masks[name][0].count("1") for name in names)

@@ -1,9 +1,9 @@
 """Where flipped bits of tensors fall in the codewords of a stream.
 
-A tensor's place is an int64 array: first word in the stream, bits of an element's word, log2 of the elements of a 64-bit
-word, and, for tensors stored plane by plane, how many planes of a group are in the stream (0 for all others).
-A stream's geometry is an int64 array: words of a full unit, words in all, protected bits of a word, lanes of a full unit
-and of the last one, codewords of a full unit, and 1 where every tile is a codeword, 0 where every lane is.
+A tensor's place is an int64 array: first word in the stream, bits of an element's word, log2 of the elements of a
+64-bit word, and, for tensors stored plane by plane, how many planes of a group are in the stream (0 for all others).
+A stream's geometry is an int64 array: words of a full unit, words in all, protected bits of a word, lanes of a full
+unit and of the last one, codewords of a full unit, and 1 where every tile is a codeword, 0 where every lane is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _word(element: int, shift: int, place: I64, kept: I64) -> tuple[int, int]:
     if place[3]:
         return place[0] + (element >> 6) * place[3] + kept[shift], element & 63
     below = element & ((1 << place[2]) - 1)
-    return place[0] + (element >> place[2]), below * place[1] + shift
+    return place[0] + (element >> place[2]), int(below * place[1] + shift)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -36,7 +36,8 @@ def _codeword(unit: int, word: int, bit: int, ranks: I64, geometry: I64) -> int:
     words = min(geometry[0], left)
     lanes = geometry[4] if left <= geometry[0] else geometry[3]
     of_tile = min(512, words - (tile << 9))
-    return ((tile << 9) * geometry[2] + ranks[bit] * of_tile + (word & 511)) % lanes
+    codeword: int = ((tile << 9) * geometry[2] + ranks[bit] * of_tile + (word & 511)) % lanes
+    return codeword
 
 
 @njit(cache=True, nogil=True, inline="always")

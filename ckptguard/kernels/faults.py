@@ -1,11 +1,11 @@
 """Sparse flips that are nested across error rates, and where in codewords they fall.
 
 Every bit has a virtual number u in [0, 1), and is flipped at rate p iff u < p. No number is drawn per bit: u is drawn
-by shells, (0, 2^-20), [2^-20, 2^-19), ..., [1/2, 1), from the lowest up. Of the bits without a u below the shell's lower
-end a, each has one in the shell [a, 2a) with probability a / (1 - a). As many candidates as that says are drawn among
-*all* bits of a block, and those that have a u already are passed over, which is the same distribution. Of the shell that
-contains p, the candidates with u < p are flipped; their numbers come from a stream of their own, so that the same bit
-has the same u whatever p is.
+by shells, (0, 2^-20), [2^-20, 2^-19), ..., [1/2, 1), from the lowest up. Of the bits without a u below the shell's
+lower end a, each has one in the shell [a, 2a) with probability a / (1 - a). As many candidates as that says are drawn
+among *all* bits of a block, and those that have a u already are passed over, which is the same distribution. Of the
+shell that contains p, the candidates with u < p are flipped; their numbers come from a stream of their own, so that the
+same bit has the same u whatever p is.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def draw_blocks(
         valid: how many of them are elements.
         planes: of the words, named by their numbers in the stream of random numbers (0 = most significant).
         shifts: of their bits in a word, 0 = least significant.
-        thresholds, starts, least: distribution of the count of shell s is thresholds[starts[s]:starts[s + 1]], least[s].
+        thresholds, starts, least: of shell s, thresholds[starts[s]:starts[s + 1]] and least[s] give the count.
         shells: to be drawn.
         top_of_0, thin_of_0: a bit that is stored as 0 is flipped if its u lies in a shell below the top one, or in the
             top one with a share of the shell below it that is less than thin / 2^64.
@@ -96,9 +96,9 @@ def draw_blocks(
             for shell in range(shells):
                 count = 0
                 if shell == SHELLS - 1:
-                    for place in range(places):
-                        if taken[place >> 3] & np.uint8(1 << (place & 7)) == np.uint8(0):
-                            drawn[count] = place
+                    for free in range(places):
+                        if taken[free >> 3] & np.uint8(1 << (free & 7)) == np.uint8(0):
+                            drawn[count] = free
                             count += 1
                 else:
                     wanted = _count(stream, thresholds[starts[shell] : starts[shell + 1]], least[shell])
@@ -152,10 +152,10 @@ def draw_blocks(
                 for i in range(taken_count):
                     taken[takers[i] >> 3] = np.uint8(0)
         if touched > _SWEPT:
-            for place in range(valid):
-                if changes[place] != np.uint64(0):
-                    elements[total] = base + place
-                    flips[total] = changes[place]
+            for element in range(valid):
+                if changes[element] != np.uint64(0):
+                    elements[total] = base + element
+                    flips[total] = changes[element]
                     total += 1
             changes[:] = np.uint64(0)
         else:
@@ -174,6 +174,22 @@ def count_planes(stored: U8, word_bytes: int, elements: int, shifts: I64, ones: 
         for k in range(shifts.size):
             at = element * word_bytes + (shifts[k] >> 3)
             ones[k] += np.int64((stored[at] >> np.uint8(shifts[k] & 7)) & np.uint8(1))
+
+
+@njit(cache=True, nogil=True)
+def count_bits(words: U64, ones: I64) -> None:
+    """Add to ones[i] how many words have a 1 in bit i, 0 = least significant."""
+    for word in words:
+        left = word
+        while left:
+            lowest = left & (~left + np.uint64(1))
+            left ^= lowest
+            place = 0
+            for width in (32, 16, 8, 4, 2, 1):
+                if lowest >> np.uint64(width):
+                    lowest >>= np.uint64(width)
+                    place += width
+            ones[place] += 1
 
 
 @njit(cache=True, nogil=True)

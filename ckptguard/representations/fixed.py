@@ -78,8 +78,8 @@ class FixedPoint(Representation):
         found = _Q_FORMAT.fullmatch(settings[0]) if settings else None
         if found is None or len(settings) > 2:
             raise SpecError(
-                "q is written q:i.f with i integer bits (the sign is one of them) and f fraction bits, as in 'q:2.6' or "
-                f"'q:2.6,sign-magnitude', not {','.join(settings)!r}"
+                "q is written q:i.f with i integer bits (the sign is one of them) and f fraction bits, as in 'q:2.6' "
+                f"or 'q:2.6,sign-magnitude', not {','.join(settings)!r}"
             )
         whole, fraction = int(found[1]), int(found[2])
         if whole < 1 or not 2 <= whole + fraction <= 16:
