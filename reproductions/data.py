@@ -74,3 +74,8 @@ def cifar10(split: str = "test", first: int = 0, count: int | None = None, image
     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
     x = (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     return x.contiguous(), torch.from_numpy(labels[chosen.start : chosen.stop].astype(np.int64))
+
+
+def resnet20_images() -> Inputs:
+    """500 test images as the published ResNet-20 takes them."""
+    return cifar10("test", 0, 500, imagenet=True)

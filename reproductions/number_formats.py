@@ -10,6 +10,7 @@ per network; campaigns that are there already are resumed.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ import torch
 
 import ckptguard
 from ckptguard.campaign.faults import Scope, make
+from ckptguard.campaign.shells import Drawn
 from ckptguard.campaign.statistics import geometric_deviation, threshold
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import Prepared, Variant
@@ -28,9 +30,10 @@ from ckptguard.masks import MaskSet, Rule
 from reproductions import data, networks
 
 BITS = 12
-RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 INCREASES = (0.005, 0.01, 0.05, 0.10)
 FORMATS = ("two's complement", "sign and magnitude", "sign protected")
+EMULATIONS = ("2c, sign worth 2^(i-1) + 1", "2c, and truncated counts")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -59,11 +62,11 @@ class Network:
 def all_networks(models: Path) -> list[Network]:
     """In the order of the tables."""
     found = [
-        Network(f"SmallNet {seed}", networks.SmallNet, models / f"small-{seed}.safetensors", 2000, 20)
+        Network(f"SmallNet {seed}", networks.SmallNet, models / f"small-{seed}.safetensors", 1000, 12)
         for seed in range(6)
     ]
-    found.append(Network("ResNet-20", networks.resnet20, data.folder() / "resnet20-12fca82f.th", 1000, 10))
-    found.append(Network("ResNet-18", networks.resnet18, data.folder() / "resnet18-cifar10.safetensors", 250, 6))
+    found.append(Network("ResNet-20", networks.resnet20, data.folder() / "resnet20-12fca82f.th", 500, 10))
+    found.append(Network("ResNet-18", networks.resnet18, data.folder() / "resnet18-cifar10.safetensors", 250, 5))
     return found
 
 
@@ -94,29 +97,34 @@ def variants(subject: Subject) -> list[Variant]:
     ]
 
 
-def emulated(network: Network, subject: Subject) -> dict[str, dict[float, float]]:
-    """Mean error by rate as the peers' emulation has it, beside the exact one on the same flips.
+def emulated(network: Network, subject: Subject, runs: Path) -> dict[str, dict[float, float]]:
+    """Mean error by rate as the peers' emulation of two's complement has it, on the same flips as the exact one.
 
     The emulation: a flipped sign moves a value by 1 + 2^(i-1) towards the other sign instead of by 2^(i-1), magnitude
-    bits flip in |w|, values leave the range of the format, and every tensor gets int(bits * rate) faults.
+    bits flip in |w|, values may leave the range of the format; in the second one every tensor also gets
+    int(bits * rate) faults, neither more nor less.
     """
+    kept = runs / f"emulated-{network.path.stem}-{network.images}-{network.trials}.json"
+    if kept.exists():
+        return {kind: {float(r): e for r, e in row.items()} for kind, row in json.loads(kept.read_text()).items()}
     chosen = variants(subject)[0]
     prepared = Prepared(subject, chosen)
     error, scope = network.evaluator(), Scope(tuple(parameters(subject)))
-    rows: dict[str, dict[float, float]] = {"sign worth 2^(i-1) + 1": {}, "and truncated counts": {}}
+    rows: dict[str, dict[float, float]] = {kind: {} for kind in EMULATIONS}
     formats_of = dict(formats(subject))
     base = {name: torch.from_numpy(data_.view(_dtype(subject, name)).copy()) for name, data_ in prepared.base.items()}
     for rate in RATES:
         totals = dict.fromkeys(rows, 0.0)
         for trial in range(network.trials):
-            flips = prepared.draw(make(f"bsc:{rate!r}"), 0, trial, scope).tensors
+            exact, more = (prepared.draw(make(f"bsc:{p!r}"), 0, trial, scope).tensors for p in (rate, 4 * rate))
             for kind in rows:
                 state = {name: tensor.reshape(subject.tensors[name].shape) for name, tensor in base.items()}
-                for name, drawn in flips.items():
+                for name in more:
+                    drawn = exact.get(name, Drawn.nothing())
                     elements, masks = drawn.elements, drawn.flips
-                    if kind != "sign worth 2^(i-1) + 1":
-                        kept = int(base[name].numel() * BITS * rate)
-                        elements, masks = _first(elements, masks, kept, trial)
+                    if kind == EMULATIONS[1]:
+                        count = int(base[name].numel() * BITS * rate)
+                        elements, masks = _exactly(count, drawn, more[name], trial)
                     values = base[name].clone()
                     moved = _emulate(values.numpy()[elements], masks, formats_of[name])
                     values[torch.from_numpy(elements)] = torch.from_numpy(moved)
@@ -124,6 +132,7 @@ def emulated(network: Network, subject: Subject) -> dict[str, dict[float, float]
                 totals[kind] += error(state)["error"]
         for kind in rows:
             rows[kind][rate] = totals[kind] / network.trials
+    kept.write_text(json.dumps(rows))
     return rows
 
 
@@ -131,10 +140,14 @@ def _dtype(subject: Subject, name: str) -> str:
     return "<f4" if subject.tensors[name].dtype.name == "F32" else "<i8"
 
 
-def _first(elements: np.ndarray, masks: np.ndarray, count: int, trial: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` of the words that were hit, or all."""
-    order = np.sort(np.random.default_rng(trial).permutation(len(elements))[:count])
-    return elements[order], masks[order]
+def _exactly(count: int, drawn: Drawn, more: Drawn, trial: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` words that are hit: some of those drawn, or all of them and some of those of a higher rate."""
+    random = np.random.default_rng(trial)
+    chosen = random.permutation(len(drawn.elements))[:count]
+    others = np.flatnonzero(~np.isin(more.elements, drawn.elements, assume_unique=True))
+    others = random.permutation(others)[: count - len(chosen)]
+    elements = np.concatenate([drawn.elements[chosen], more.elements[others]])
+    return elements, np.concatenate([drawn.flips[chosen], more.flips[others]])
 
 
 def _emulate(values: np.ndarray, masks: np.ndarray, spec: str) -> np.ndarray:
@@ -163,7 +176,7 @@ def measure(network: Network, runs: Path) -> dict[str, Any]:
         if record["metric"] == "error":
             found["formats"].setdefault(record["variant"], {})[record["ber"]] = record["mean"]
     if network.name.startswith("SmallNet"):
-        found["formats"] |= emulated(network, subject)
+        found["formats"] |= emulated(network, subject, runs)
     return found
 
 
@@ -177,6 +190,7 @@ def crossing(clean: float, means: Mapping[float, float], increase: float) -> flo
 def main() -> None:
     """Measure and print the page."""
     runs = Path(sys.argv[1])
+    runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     results = {network.name: measure(network, runs) for network in all_networks(runs)}
     print((__doc__ or "").splitlines()[0].join(("# ", "\n")))

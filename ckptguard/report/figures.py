@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FOLDER = "figures"
 FORMATS = ("pdf", "png", "svg")
 DPI = 200
+MOST_INSIDE = 8
+"""Lines whose names have room inside a figure; those of more stand beside it."""
 
 _INK, _SOFT, _GRID = "#16191d", "#545b66", "#e7eaee"
 _MARKERS = dict(zip(palette.MARKERS, ("o", "s", "^", "D", "P", "X", "v", "p", "h"), strict=True))
@@ -145,7 +147,7 @@ def _scale(axes: Axes, axis: Axis, which: str) -> None:
 
 
 def _curves(plot: Curves) -> Figure:
-    figure = _figure(6.4, 3.8)
+    figure = _figure(*((6.4, 3.8) if len(plot.lines) <= MOST_INSIDE else (8.0, 1.0 + max(2.8, 0.17 * len(plot.lines)))))
     axes = figure.add_subplot()
     _scale(axes, plot.x, "x")
     _scale(axes, plot.y, "y")
@@ -161,7 +163,10 @@ def _curves(plot: Curves) -> Figure:
     for line in reversed(plot.lines):
         _line(axes, line, plot)
     handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], names[::-1], loc="best", fontsize=8)
+    if len(plot.lines) <= MOST_INSIDE:
+        axes.legend(handles[::-1], names[::-1], loc="best", fontsize=8)
+    else:
+        axes.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=7.5)
     axes.set_title(plot.title, pad=16 if plot.spans else 6)
     return figure
 

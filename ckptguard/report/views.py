@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ckptguard.report import ticks
 from ckptguard.report.plots import (
@@ -184,6 +185,27 @@ def parts(run: Run, kind: str, metric: str) -> list[Plot]:
     return [rows(run, points, metric, f"layers-{metric}", f"{metric} with faults in one layer at {strengths[0]}")]
 
 
+def layer_curves(run: Run, series: int, metric: str) -> Curves | None:
+    """One line per layer over the error rate, for one variant; None where layers were not hit at several rates."""
+    points = [point for point in run.of_kind("layer") if point.ber and not point.device]
+    rates = sorted({point.ber for point in points if point.ber})
+    if len(rates) < 2:
+        return None
+    variant, lines, seen = run.variants[series], [], []
+    for number_, layer in enumerate(dict.fromkeys(point.part for point in points)):
+        own = sorted((point for point in points if point.part == layer), key=lambda point: point.ber or 0.0)
+        line = replace(_line(run, number_, variant, own, metric), name=layer, low=(), high=(), near_worst=(), worst=())
+        lines.append(line)
+        seen += line.y
+    rules = [rule for rule in _clean_rules(run, metric) if rule.series is None]
+    y = value_axis(metric, [*_clip(seen), *(rule.value for rule in rules)])
+    title = f"{variant}: mean {metric} with faults in one layer"
+    about = f"One line for each of {len(lines)} layers: mean {metric} over {len(rates)} error rates."
+    return Curves(
+        f"layer-curves-{metric}-{series}", title, about, rate_axis(RATE, rates), y, tuple(lines), tuple(rules)
+    )
+
+
 def strength(point: Point) -> str:
     """How strong the faults of a point are, without where they are."""
     if point.device:
@@ -359,6 +381,7 @@ def all_plots(run: Run) -> list[Plot]:
     for metric in run.metrics[:1]:
         found += [main(run, metric), trials(run, metric), redundancy(run, metric), comparisons(run, metric)]
         found += [*parts(run, "layer", metric), *parts(run, "bit", metric), *parts(run, "layer bit", metric)]
+        found += [layer_curves(run, series, metric) for series in range(len(run.variants))]
     for metric in run.metrics[1:]:
         found.append(main(run, metric))
     return [plot for plot in found if plot is not None]
