@@ -122,14 +122,15 @@ def main() -> None:
 
 def _page(runs: Runs) -> None:
     facts = describe()
+    load, rates = facts["load_average"][0], len(RATES.split(","))
     count = len(next(iter(runs.folder.glob("same-1-process/results.jsonl"))).read_bytes().splitlines())
     same = "All are the same bytes" if len(runs.digests) == 1 else "THEY DIFFER"
     options = " ".join(f"'{one}'" if {" ", ";"} & set(one) else one for one in ASKED)
     print(f"""# However a campaign is run, its results are the same
 
 `python -m reproductions.same_results RUNS`, commit {facts["commit"]}, {facts["processor"]},
-{facts["threads"]} cores shared with other work (load average {facts["load_average"][0]} at the end): seconds are upper bounds.
-ResNet-20 (published weights), 500 test images, two variants, {RATES.count(",") + 1} error rates, {TRIALS} trials each: {count} rows,
+{facts["threads"]} cores shared with other work (load average {load} at the end): seconds are upper bounds.
+ResNet-20 (published weights), 500 test images, two variants, {rates} error rates, {TRIALS} trials each: {count} rows,
 every time by
 
     ckptguard sweep resnet20-12fca82f.th {options}
