@@ -1,4 +1,6 @@
-"""Speed of campaigns: `python -m benchmarks.campaign MODEL NETWORKS.PY:FACTORY > docs/results/campaign-speed.md`.
+"""Speed of campaigns.
+
+    python -m benchmarks.campaign BIG SMALL NETWORKS.PY:FACTORY > docs/results/campaign-speed.md
 
 Drawing faults for 14 million and a thousand million weights, and whole trials beside PyTorchFI's weight injection on
 the same network at the same rate, interleaved in one run, medians. PyTorchFI is skipped where it is not installed.
@@ -11,6 +13,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,43 +23,44 @@ import numpy as np
 import torch
 
 from benchmarks.machine import describe
-from ckptguard.campaign.faults import make
+from ckptguard.campaign.faults import Fault, Scope, make
 from ckptguard.campaign.shells import draw
-from ckptguard.campaign.subject import Subject
+from ckptguard.campaign.subject import Subject, SubjectTensor
 from ckptguard.campaign.variants import Prepared, Variant
 
 RATES = (1e-6, 1e-3, 1e-2)
-TENSOR = 1 << 27
-"""A thousand million weights are eight tensors of this many."""
+TENSOR, MANY = 1 << 27, 8
+"""A thousand million weights are so many tensors of this many."""
+IMAGES = 100
 
 
 def median(function: Callable[[], object], rounds: int) -> float:
-    """Seconds of a call, the first (which compiles) left out."""
+    """CPU seconds of a call, the first (which compiles) left out."""
     function()
     return statistics.median(timed(function) for _ in range(rounds))
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
+    """CPU seconds of one call; they depend less than a clock does on what else the machine does."""
+    start = time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def drawing(subject: Subject) -> list[str]:
     """Rows: seconds to draw the flips of one trial."""
     rows = []
     prepared = Prepared(subject, Variant("none"))
-    weights = sum(tensor.elements for tensor in subject.tensors.values())
+    large, weights = MANY * TENSOR, sum(tensor.elements for tensor in subject.tensors.values())
     planes = list(range(32))
     shifts = [31 - plane for plane in planes]
     for rate in RATES:
         fault = make(f"bsc:{rate!r}")
         few = median(lambda fault=fault: prepared.draw(fault, 0, 1), 5)
         flips = prepared.draw(fault, 0, 1).count
-        one = median(lambda rate=rate: draw(np.uint64(5), TENSOR, planes, shifts, rate, rate), 1)
+        one = median(lambda rate=rate: draw(np.uint64(5), TENSOR, planes, shifts, rate, rate), 3)
         rows.append(f"| {rate:g} | {weights / 1e6:.1f} M | {flips:,} | {1e3 * few:.1f} ms |")
-        rows.append(f"| {rate:g} | {8 * TENSOR / 1e6:.0f} M | {8 * TENSOR * 32 * rate:,.0f} | {1e3 * 8 * one:.0f} ms |")
+        rows.append(f"| {rate:g} | {large / 1e6:.0f} M | {large * 32 * rate:,.0f} | {1e3 * MANY * one:.0f} ms |")
     return rows
 
 
@@ -69,79 +74,157 @@ def networks(path: Path) -> ModuleType:
     return module
 
 
-def peer(net: torch.nn.Module, shape: list[int], rate: float) -> Callable[[], object] | None:
-    """One trial of PyTorchFI: as many flips of single bits, at random places, as this rate gives; injected, not run."""
+Injector = Callable[[], torch.nn.Module]
+
+
+def peer(net: torch.nn.Module, shape: list[int], rate: float) -> Injector | None:
+    """One trial of PyTorchFI: as many flips of single bits, at random places, as this rate gives."""
     if importlib.util.find_spec("pytorchfi") is None:
         return None
-    from pytorchfi.core import FaultInjection
-
-    injector = FaultInjection(net, 1, input_shape=shape, layer_types=[torch.nn.Conv2d, torch.nn.Linear])
-    sizes = [list(size) for size in injector.weights_size]
+    injection: Any = importlib.import_module("pytorchfi.core").fault_injection
+    injector = injection(net, 1, input_shape=shape, layer_types=[torch.nn.Conv2d, torch.nn.Linear])
+    sizes = [tuple(size) for size in injector.weights_size]
     counts = np.array([int(np.prod(size)) for size in sizes])
     generator = np.random.default_rng(0)
 
-    def flip(weight: torch.Tensor, place: Any) -> torch.Tensor:
-        word = np.array(weight[place].item(), np.float32).view(np.uint32) ^ np.uint32(1 << int(generator.integers(32)))
-        return torch.tensor(word.view(np.float32).item())
-
-    def trial() -> object:
+    def trial() -> torch.nn.Module:
         flips = int(generator.binomial(32 * counts.sum(), rate))
-        layers = generator.choice(len(sizes), flips, p=counts / counts.sum())
-        places = [[int(generator.integers(n)) for n in sizes[layer]] + [None] * 4 for layer in layers]
-        columns = [[place[i] for place in places] for i in range(4)]
-        return injector.declare_weight_fi(
+        layers = np.sort(generator.choice(len(sizes), flips, p=counts / counts.sum()))
+        bits = iter((1 << generator.integers(32, size=flips)).astype(np.uint32))
+        columns: list[list[int | None]] = [[], [], [], []]
+        for layer, size in enumerate(sizes):
+            places = np.unravel_index(generator.integers(counts[layer], size=int((layers == layer).sum())), size)
+            for column, place in zip(columns, [*places, None, None], strict=False):
+                column += [None] * len(places[0]) if place is None else place.tolist()
+
+        def flip(weight: torch.Tensor, place: Any) -> float:
+            return float((np.float32(weight[place].item()).view(np.uint32) ^ next(bits)).view(np.float32))
+
+        damaged = injector.declare_weight_fi(
             function=flip, layer_num=layers.tolist(), k=columns[0], dim1=columns[1], dim2=columns[2], dim3=columns[3]
         )
+        if not isinstance(damaged, torch.nn.Module):
+            raise TypeError(f"PyTorchFI gave {type(damaged).__name__}")
+        return damaged
 
     return trial
 
 
-def injecting(subject: Subject, net: torch.nn.Module, shape: list[int]) -> list[str]:
-    """Rows: seconds to put the faults of one trial into a network, and to take them out."""
-    prepared = Prepared(subject, Variant("none"))
-    live = {name: tensor.detach().view(-1).numpy() for name, tensor in net.state_dict().items()}
+class Here:
+    """Trials of a campaign on a network whose parameters are patched in place."""
 
-    def ours(fault: Any, trial: int) -> None:
-        patches = prepared.trial(fault, 0, trial).patches
+    def __init__(self, subject: Subject, net: torch.nn.Module) -> None:
+        self.prepared, self.net = Prepared(subject, Variant("none")), net
+        self.live = {name: tensor.detach().view(-1).numpy() for name, tensor in net.state_dict().items()}
+        kinds = (torch.nn.Conv2d, torch.nn.Linear)
+        layers = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
+        self.scope = Scope(tuple(f"{layer}.weight" for layer in layers))
+
+    def trial(self, fault: Fault, number: int, score: Callable[[torch.nn.Module], object]) -> None:
+        """Draw, patch, score, put back."""
+        patches = self.prepared.trial(fault, 0, number, self.scope).patches
+        before = {}
         for name, patch in patches.items():
-            words = live[name].view(patch.words.dtype)
-            before = words[patch.elements]
+            words = self.live[name].view(patch.words.dtype)
+            before[name] = words[patch.elements]
             words[patch.elements] = patch.words
-            words[patch.elements] = before
+        score(self.net)
+        for name, patch in patches.items():
+            self.live[name].view(patch.words.dtype)[patch.elements] = before[name]
+
+
+def injecting(subject: Subject, net: torch.nn.Module, shape: list[int]) -> list[str]:
+    """Rows: CPU seconds of a trial without and with evaluation, and trials in a CPU second."""
+    here, inputs = Here(subject, net), torch.randn(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+
+    def score(damaged: torch.nn.Module) -> None:
+        with torch.inference_mode():
+            damaged(inputs)
 
     rows = []
-    for rate in (1e-7, 1e-6, 1e-5):
+    for rate, rounds in ((1e-6, 7), (1e-5, 7), (1e-4, 5), (1e-3, 3)):
         fault, theirs = make(f"bsc:{rate!r}"), peer(net, shape, rate)
-        ours(fault, 0)
-        mine, others = [], []
-        for trial in range(1, 6):
-            mine.append(timed(lambda fault=fault, trial=trial: ours(fault, trial)))
-            if theirs is not None:
-                others.append(timed(theirs))
-        first = statistics.median(mine)
-        cells = f"{statistics.median(others):.3f} s | {statistics.median(others) / first:,.0f}" if others else "- | -"
-        rows.append(f"| {rate:g} | {prepared.draw(fault, 0, 1).count:,} | {1e3 * first:.2f} ms | {cells} |")
+        here.trial(fault, 0, score)
+        times: list[list[float]] = [[], [], [], []]
+        for trial in range(1, rounds + 1):
+            for column, scored in enumerate((_nothing, score)):
+                times[column].append(timed(partial(here.trial, fault, trial, scored)))
+                if theirs is not None:
+                    times[2 + column].append(timed(partial(_injected, theirs, scored)))
+        flips = here.prepared.draw(fault, 0, 1, here.scope).count
+        ours, whole, peers, peers_whole = (statistics.median(column) if column else None for column in times)
+        cells = [f"{rate:g}", f"{flips:,}", _milliseconds(ours), _milliseconds(peers), _ratio(peers, ours)]
+        cells += [_per_second(whole), _per_second(peers_whole), _ratio(peers_whole, whole)]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def _injected(injector: Injector, score: Callable[[torch.nn.Module], object]) -> None:
+    score(injector())
+
+
+def _nothing(damaged: torch.nn.Module) -> None:
+    return None
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:,.1f} ms"
+
+
+def _per_second(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1 / seconds:.2f}"
+
+
+def _ratio(first: float | None, second: float | None) -> str:
+    return "-" if first is None or second is None else f"{first / second:,.3g}"
 
 
 def main() -> None:
     """Print the page."""
     big, small, factory = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
-    print("# Speed of campaigns\n")
-    print(f"`python -m benchmarks.campaign {big.name} {small.name} {Path(factory).name}`, one thread;")
-    facts = describe()
-    print(f"{facts['processor']}, commit {facts['commit']}.\n")
-    print("Drawing the flips of one trial, float32, every bit; medians of 5 (14 million weights) and one tensor of a")
-    print("thousand million weights, times eight.\n\n| bit error rate | weights | flips | time |\n|---|---|---|---|")
-    print("\n".join(drawing(Subject.open(big))))
     path, _, name = factory.partition(":")
-    net = getattr(networks(Path(path)), name)().eval()
-    print(f"\nPutting the faults of one trial into {small.name} and taking them out again, medians of 5, interleaved.")
-    print("PyTorchFI copies the network for every trial, sets weight after weight in Python, and is given places and")
-    print("bit flips by a function of ours, since it has no random bit flips of weights; only convolutions and linear")
-    print("layers, as it finds them.\n\n| bit error rate | flips | here | PyTorchFI | times |\n|---|---|---|---|---|")
-    print("\n".join(injecting(Subject.open(small), net, [3, 32, 32])))
+    subject = Subject.open(small)
+    net: torch.nn.Module = getattr(networks(Path(path)), name)().eval()
+    net.load_state_dict({key: _tensor(tensor) for key, tensor in subject.tensors.items()})
+    facts = describe()
+    load = facts["load_average"][0]
+    print(f"""# Speed of campaigns
+
+`python -m benchmarks.campaign {big.name} {small.name} {Path(path).name}:{name}`, commit {facts["commit"]}, one thread;
+{facts["processor"]}, {facts["threads"]} cores shared with other work (load average {load}), therefore CPU seconds.
+
+## Drawing the flips of one trial
+
+float32, every bit; medians of 5 for 14 million weights. A thousand million weights are one tensor of {TENSOR:,}
+times {MANY}, median of 3. No random number is drawn for a bit that does not flip: time follows the flips.
+
+| bit error rate | weights | flips | CPU time |
+|---|---|---|---|""")
+    print("\n".join(drawing(Subject.open(big))))
+    print(f"""
+## Whole trials, beside PyTorchFI
+
+{small.name}, convolutions and linear layers; draw the flips, put them into the network, (run {IMAGES} images,) and have
+the undamaged network again. Medians, both in turn. PyTorchFI {_version()} copies the network for every trial and sets
+one weight after another; it has no bit flips of stored weights, so their places are drawn with numpy and the bit is
+flipped by a function of ours that it calls.
+
+| bit error rate | flips | here, no images | PyTorchFI | times | here, trials a second | PyTorchFI | times |
+|---|---|---|---|---|---|---|---|""")
+    print("\n".join(injecting(subject, net, [3, 32, 32])))
+
+
+def _version() -> str:
+    try:
+        return metadata.version("pytorchfi")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _tensor(tensor: SubjectTensor) -> torch.Tensor:
+    kind = {"F32": "<f4", "I64": "<i8"}[tensor.dtype.name]
+    return torch.from_numpy(tensor.data.view(kind).copy()).reshape(tensor.shape)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,150 @@
+"""Figures 1a and 1b of Peng et al. on VDCNN and AG News: accuracy against the bit error rate of all weights, and of one
+layer at a time.
+
+    python -m reproductions.vdcnn_figure1 RUNS > docs/results/vdcnn-figure1.md
+
+RUNS receives a folder per campaign; those that are there are resumed. Figures go beside the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe
+from reproductions import data
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "results"
+EVALUATOR = "classification:model=reproductions/networks.py:vdcnn,data=reproductions/data.py:agnews"
+CAMPAIGNS = {
+    "all-1000": (
+        "--ber", "1e-9,3e-9,1e-8,3e-8,1e-7,3e-7,1e-6,3e-6,1e-5,1e-4,1e-3,1e-2,1e-1", "--trials", "20",
+        "--eval", f"{EVALUATOR},limit=1000",
+    ),
+    "all-7600": ("--ber", "1e-9,1e-8,3e-8,1e-7,3e-7,1e-6", "--trials", "5", "--eval", EVALUATOR),
+    "layers": (
+        "--per-layer", "--tensors", "*conv*", "--tensors", "stem*", "--tensors", "*shortcut.0*", "--tensors", "fc*",
+        "--ber", "1e-7,1e-6,1e-5,1e-4,1e-3,1e-2", "--trials", "8", "--eval", f"{EVALUATOR},limit=1000,cache=4GiB",
+    ),
+}  # fmt: skip
+"""The middle one scores all 7,600 test texts. `layers` are the 15 of the paper: 12 convolutions and 3 linear layers."""
+
+
+def run(name: str, options: tuple[str, ...], runs: Path) -> dict[str, Any]:
+    """Run or resume a campaign; returns its campaign.json."""
+    folder = runs / f"figure1-{name}"
+    if not (folder / "summary.csv").exists():
+        subject = data.folder() / "vdcnn-agnews.safetensors"
+        command = [sys.executable, "-m", "ckptguard", "sweep", str(subject), *options, "--jobs", "1", "-o", str(folder)]
+        command += ["-q", "--figures", "png", *(["--resume"] if (folder / "campaign.json").exists() else [])]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CKPTGUARD_DATA": str(data.folder().resolve())}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    return dict(json.loads((folder / "campaign.json").read_text()))
+
+
+def rows(found: dict[str, Any], metric: str = "accuracy") -> list[dict[str, Any]]:
+    """The lines of summary.csv about a metric, each with the group of its point."""
+    points = {point["id"]: point for point in found["points"]}
+    lines = [line for line in found["analysis"]["summary"] if line["metric"] == metric]
+    return [{**line, "group": points[line["point"]]["group"]} for line in lines]
+
+
+def all_weights(found: dict[str, Any]) -> None:
+    """Table of one campaign about all weights."""
+    silent = rows(found, "non_finite_outputs")
+    print("| bit error rate | flips | mean accuracy | 95 % interval | 5 % quantile | worst | NaN outputs | trials |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row, lost in zip(rows(found), silent, strict=True):
+        interval = f"{row['mean_low']:.2f} to {row['mean_high']:.2f}"
+        print(
+            f"| {row['ber']:g} | {row['mean_flips']:,.1f} | {row['mean']:.2f} | {interval} | {row['q05']:.2f} "
+            f"| {row['worst']:.2f} | {lost['mean']:.1f} % | {row['trials']} |"
+        )
+
+
+def layer_table(found: dict[str, Any]) -> None:
+    """Mean accuracy of every layer at every rate."""
+    lines = rows(found)
+    rates = sorted({line["ber"] for line in lines})
+    sizes = {name: _elements(tensor) for name, tensor in found["subject"]["tensors"].items()}
+    print(f"| layer | parameters | {' | '.join(f'{rate:g}' for rate in rates)} |")
+    print("|" + "---|" * (len(rates) + 2))
+    for group in dict.fromkeys(line["group"] for line in lines):
+        layer = group.removeprefix("layer:")
+        size = sum(count for name, count in sizes.items() if name.rpartition(".")[0] == layer)
+        means = {line["ber"]: line["mean"] for line in lines if line["group"] == group}
+        print(f"| `{layer}` | {size:,} | {' | '.join(f'{means[rate]:.1f}' for rate in rates)} |")
+
+
+def _elements(tensor: dict[str, Any]) -> int:
+    count = 1
+    for length in tensor["shape"]:
+        count *= length
+    return count
+
+
+def command(options: tuple[str, ...]) -> str:
+    """What a user would type."""
+    return shlex.join(["ckptguard", "sweep", "vdcnn-agnews.safetensors", *options, "-o", "RUN"])
+
+
+def main() -> None:
+    """Measure and print the page."""
+    runs = Path(sys.argv[1])
+    runs.mkdir(parents=True, exist_ok=True)
+    found = {name: run(name, options, runs) for name, options in CAMPAIGNS.items()}
+    for source, target in (("all-1000/figures/rate", "a"), ("layers/figures/layer-curves", "b")):
+        (picture,) = runs.glob(f"figure1-{source}-accuracy*.png")
+        shutil.copyfile(picture, PAGES / f"vdcnn-figure1{target}.png")
+    facts = describe()
+    print(f"""# The experiments of figure 1 of Peng et al.: VDCNN on AG News
+
+`python -m reproductions.vdcnn_figure1 RUNS`, commit {facts["commit"]}, {facts["processor"]}, {facts["threads"]} cores.
+float32, nothing protected; each trial is one damaged copy of the model, scored with one thread. The network is a VDCNN
+of depth 9 with 256 characters of input, trained on 20,000 texts, so its clean accuracy is below the paper's 90.28 %.
+
+## All weights (figure 1a)
+
+Every bit of every parameter and of all batch normalisation statistics may flip; a NaN output counts as wrong.
+{found["all-1000"]["trials"]} trials on the first 1,000 test texts, clean accuracy {_clean(found["all-1000"])}:
+
+    {command(CAMPAIGNS["all-1000"])}
+""")
+    all_weights(found["all-1000"])
+    print(f"""
+![accuracy against bit error rate](vdcnn-figure1a.png)
+
+All 7,600 test texts, {found["all-7600"]["trials"]} trials, clean accuracy {_clean(found["all-7600"])}:
+
+    {command(CAMPAIGNS["all-7600"])}
+""")
+    all_weights(found["all-7600"])
+    print(f"""
+## Layer by layer (figure 1b)
+
+Faults in weight and bias of one layer at a time, {found["layers"]["trials"]} trials, the first 1,000 test texts, mean
+accuracy; a trial in which no bit flips keeps the clean accuracy, {_clean(found["layers"])}. Prefix reuse skips what is
+computed before the layer:
+
+    {command(CAMPAIGNS["layers"])}
+""")
+    layer_table(found["layers"])
+    print("""
+![accuracy with faults in one layer](vdcnn-figure1b.png)
+""")
+
+
+def _clean(found: dict[str, Any]) -> str:
+    (metrics,) = found["clean"].values()
+    return f"{metrics['accuracy']:.2f} %"
+
+
+if __name__ == "__main__":
+    main()
