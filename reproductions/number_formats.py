@@ -2,10 +2,10 @@
 
     python -m reproductions.number_formats RUNS > docs/results/number-formats.md
 
-Six instances of SmallNet that differ in their seed, ResNet-20 and ResNet-18 on CIFAR-10. All parameters (weights,
-biases, scales and shifts of normalisation) are 12-bit fixed point with as many integer bits per tensor as its largest
-magnitude needs, Q2.10 where that is below 2; running statistics stay float32 and are not hit. RUNS receives a folder
-per network; campaigns that are there already are resumed.
+Six instances of SmallNet, which RUNS holds (`python -m reproductions.train small --out RUNS`), ResNet-20 and ResNet-18
+on CIFAR-10. All parameters (weights, biases, scales and shifts of normalisation) are 12-bit fixed point with as many
+integer bits per tensor as its largest magnitude needs, at least 2; running statistics stay float32 and are not hit.
+RUNS receives a folder per network; campaigns that are there already are resumed.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ import numpy as np
 import torch
 
 import ckptguard
+from benchmarks.machine import describe
 from ckptguard.campaign.faults import Scope, make
 from ckptguard.campaign.shells import Drawn
 from ckptguard.campaign.statistics import geometric_deviation, threshold
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import Prepared, Variant
-from ckptguard.masks import MaskSet, Rule
+from ckptguard.masks import MaskSet
+from ckptguard.masks import Rule as MaskRule
+from ckptguard.report import figures
+from ckptguard.report.plots import Curves, Line, Rule, rate_axis, value_axis
 from reproductions import data, networks
 
+PAGES = Path(__file__).resolve().parents[1] / "docs" / "results"
 BITS = 12
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 INCREASES = (0.005, 0.01, 0.05, 0.10)
+INSTANCES = 6
 FORMATS = ("two's complement", "sign and magnitude", "sign protected")
 EMULATIONS = ("2c, sign worth 2^(i-1) + 1", "2c, and truncated counts")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -63,7 +69,7 @@ def all_networks(models: Path) -> list[Network]:
     """In the order of the tables."""
     found = [
         Network(f"SmallNet {seed}", networks.SmallNet, models / f"small-{seed}.safetensors", 1000, 12)
-        for seed in range(6)
+        for seed in range(INSTANCES)
     ]
     found.append(Network("ResNet-20", networks.resnet20, data.folder() / "resnet20-12fca82f.th", 500, 10))
     found.append(Network("ResNet-18", networks.resnet18, data.folder() / "resnet18-cifar10.safetensors", 250, 5))
@@ -89,7 +95,7 @@ def variants(subject: Subject) -> list[Variant]:
     """The same formats, written in three ways."""
     plain = formats(subject)
     signed = tuple((name, f"{spec},sign-magnitude") for name, spec in plain)
-    sign = MaskSet((Rule(tuple(name for name, _ in plain), "1" + "0" * (BITS - 1)), Rule(("*",), "none")))
+    sign = MaskSet((MaskRule(tuple(name for name, _ in plain), "1" + "0" * (BITS - 1)), MaskRule(("*",), "none")))
     return [
         Variant(FORMATS[0], (*plain, ("*", "native"))),
         Variant(FORMATS[1], (*signed, ("*", "native"))),
@@ -180,11 +186,97 @@ def measure(network: Network, runs: Path) -> dict[str, Any]:
     return found
 
 
+Results = Mapping[str, Mapping[str, Any]]
+
+
 def crossing(clean: float, means: Mapping[float, float], increase: float) -> float | None:
-    """The threshold error rate, between two rates of the grid."""
+    """The threshold error rate, between two rates of the grid; None where it lies outside of the grid."""
     rates = sorted(means)
-    found = threshold(rates, [means[rate] for rate in rates], clean, increase)
-    return found.crossing if found.crossing is not None else found.rate
+    return threshold(rates, [means[rate] for rate in rates], clean, increase).crossing
+
+
+def crossings(results: Results, increase: float) -> dict[str, dict[str, float | None]]:
+    """Threshold error rates by network and format."""
+    return {
+        name: {kind: crossing(found["clean"], means, increase) for kind, means in found["formats"].items()}
+        for name, found in results.items()
+    }
+
+
+def threshold_table(results: Results, increase: float) -> None:
+    """Threshold error rates of the three formats, their ratios, and their spread over the instances."""
+    found = crossings(results, increase)
+    print(f"\n### x = {100 * increase:g} %\n")
+    print("| network | clean error | 2c | SM | sign protected | SM / 2c | sign protected / 2c |")
+    print("|---|---|---|---|---|---|---|")
+    for name, rates in found.items():
+        cells = [_rate(rates[kind]) for kind in FORMATS]
+        cells += [_ratio(rates[kind], rates[FORMATS[0]]) for kind in FORMATS[1:]]
+        print(f"| {name} | {results[name]['clean']:.2f} | {' | '.join(cells)} |")
+    for what, function in (("geometric deviation", geometric_deviation), ("largest / smallest", _spread)):
+        columns = [_of_instances(found, kind) for kind in FORMATS]
+        cells = [f"{function(column):.2f}" if len(column) == INSTANCES else "-" for column in columns]
+        print(f"| SmallNet, {what} | | {' | '.join(cells)} | | |")
+
+
+def emulation_table(results: Results) -> None:
+    """How far the emulations move the thresholds of two's complement."""
+    print("| x | 2c | emulated sign | and counts | SM / 2c | SM / emulated sign | SM / and counts |")
+    print("|---|---|---|---|---|---|---|")
+    kinds = (FORMATS[0], *EMULATIONS)
+    for increase in INCREASES:
+        found = crossings(results, increase)
+        means = {kind: _geometric_mean(_of_instances(found, kind)) for kind in (*kinds, FORMATS[1])}
+        cells = [_rate(means[kind]) for kind in kinds] + [_ratio(means[FORMATS[1]], means[kind]) for kind in kinds]
+        print(f"| {100 * increase:g} % | {' | '.join(cells)} |")
+
+
+def error_table(results: Results) -> None:
+    """Mean error over the instances, by rate."""
+    kinds = (*FORMATS, *EMULATIONS)
+    print(f"| bit error rate | {' | '.join(kinds)} |")
+    print("|" + "---|" * (len(kinds) + 1))
+    for rate in RATES:
+        print(f"| {rate:g} | {' | '.join(f'{_mean_error(results, kind, rate):.2f}' for kind in kinds)} |")
+
+
+def picture(results: Results) -> None:
+    """Mean error of the instances against the rate, beside the page."""
+    kinds = (*FORMATS, *EMULATIONS)
+    lines = tuple(
+        Line(kind, i, RATES, tuple(_mean_error(results, kind, rate) for rate in RATES)) for i, kind in enumerate(kinds)
+    )
+    clean = float(np.mean([found["clean"] for name, found in results.items() if name.startswith("SmallNet")]))
+    y = value_axis("error in %", [clean, *(value for line in lines for value in line.y)])
+    title = "SmallNet: mean error of six instances"
+    x = rate_axis("bit error rate (per stored bit)", RATES)
+    plot = Curves("number-formats", title, title, x, y, lines, (Rule(clean, f"clean {clean:.1f}"),))
+    figures.save(plot, PAGES / "number-formats", ("png",))
+
+
+def _mean_error(results: Results, kind: str, rate: float) -> float:
+    return float(np.mean([found["formats"][kind][rate] for name, found in results.items() if "SmallNet" in name]))
+
+
+def _of_instances(found: Mapping[str, Mapping[str, float | None]], kind: str) -> list[float]:
+    rates = [rates.get(kind) for name, rates in found.items() if name.startswith("SmallNet")]
+    return [rate for rate in rates if rate is not None]
+
+
+def _geometric_mean(rates: list[float]) -> float | None:
+    return math.exp(float(np.mean(np.log(rates)))) if len(rates) == INSTANCES else None
+
+
+def _spread(rates: list[float]) -> float:
+    return max(rates) / min(rates)
+
+
+def _rate(rate: float | None) -> str:
+    return "outside" if rate is None else f"{rate:.1e}"
+
+
+def _ratio(first: float | None, second: float | None) -> str:
+    return "-" if first is None or second is None else f"{first / second:.1f}"
 
 
 def main() -> None:
@@ -192,29 +284,42 @@ def main() -> None:
     runs = Path(sys.argv[1])
     runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    results = {network.name: measure(network, runs) for network in all_networks(runs)}
-    print((__doc__ or "").splitlines()[0].join(("# ", "\n")))
-    print("Threshold error rates: the bit error rate at which the mean error reaches (1 + x) times the clean error,")
-    print("on a straight line between two rates of the grid in log(rate).\n")
+    networks_ = all_networks(runs)
+    results = {network.name: measure(network, runs) for network in networks_}
+    facts = describe()
+    used = ", ".join(f"{network.name} {network.images} and {network.trials}" for network in networks_[INSTANCES - 1 :])
+    print(f"""# {(__doc__ or "").splitlines()[0]}
+
+`python -m reproductions.number_formats RUNS`, commit {facts["commit"]}, {facts["processor"]},
+{facts["threads"]} cores, one thread. Six instances of SmallNet (153 thousand parameters, seeds 0 to 5, trained by
+`python -m reproductions.train small --out RUNS`), ResNet-20 (published weights) and ResNet-18 on CIFAR-10. All
+parameters, also biases and batch normalisation, are 12-bit fixed point, Q2.10, with more integer bits for a tensor that
+needs them; running statistics stay float32 and are not hit. All
+formats meet the same flips. Test images and trials: {used} (of the six alike).
+
+2c: two's complement. SM: sign and magnitude. Sign protected: two's complement with an oracle that keeps sign bits.
+
+## Threshold error rates
+
+The bit error rate at which the mean error reaches (1 + x) times the clean error, on a line between two rates of the
+grid in log(rate); `outside`: not between {RATES[0]:g} and {RATES[-1]:g}.""")
     for increase in INCREASES:
-        print(f"## x = {100 * increase:g} %\n")
-        kinds = list(next(iter(results.values()))["formats"])
-        print(f"| network | clean error | {' | '.join(kinds)} | SM / 2c | sign protected / 2c |")
-        print("|" + "---|" * (len(kinds) + 4))
-        columns: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for name, found in results.items():
-            cells, values = [], {}
-            for kind in kinds:
-                value = crossing(found["clean"], found["formats"][kind], increase) if kind in found["formats"] else None
-                values[kind] = value
-                cells.append("-" if value is None else f"{value:.1e}")
-                if value is not None and name.startswith("SmallNet"):
-                    columns[kind].append(value)
-            first = values[FORMATS[0]]
-            ratios = [f"{v / first:.1f}" if first and (v := values[kind]) else "-" for kind in FORMATS[1:]]
-            print(f"| {name} | {found['clean']:.2f} | {' | '.join(cells)} | {' | '.join(ratios)} |")
-        spread = [f"{geometric_deviation(column):.2f}" if len(column) > 1 else "-" for column in columns.values()]
-        print(f"| geometric deviation over SmallNet | | {' | '.join(spread)} | | |\n")
+        threshold_table(results, increase)
+    print("""
+## Mean error of the six SmallNets
+
+![error against bit error rate](number-formats.png)
+""")
+    error_table(results)
+    print("""
+## What the peers' emulation changes
+
+Public code for such campaigns (Ares v2) flips bits of the magnitude whatever the format, and for two's complement moves
+a value by 1 + 2^(i-1) where a sign bit flips: 3 instead of 2 in Q2.10. It gives every tensor int(bits * rate) faults.
+Geometric means of the thresholds of the six instances, on the same flips:
+""")
+    emulation_table(results)
+    picture(results)
 
 
 if __name__ == "__main__":

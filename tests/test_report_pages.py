@@ -285,6 +285,22 @@ def test_figures_of_layers_and_bits_are_written(kind: str, tmp_path: Path) -> No
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
 
+def test_layers_at_several_rates_are_one_curve_each_with_the_means_of_the_run(tmp_path: Path) -> None:
+    run = read(campaign_runs.make(tmp_path / "run", "layers", trials=2))
+    curves = views.layer_curves(run, 0, "accuracy")
+    assert curves is not None
+    assert tuple(line.name for line in curves.lines) == campaign_runs.LAYERS
+    point = next(p for p in run.points if p.ber == 1e-4 and p.layer == campaign_runs.LAYERS[3])
+    cell = run.cell(point, run.variants[0], "accuracy")
+    assert cell is not None
+    assert curves.lines[3].y[curves.lines[3].x.index(1e-4)] == cell.mean
+
+
+def test_layers_at_one_rate_are_not_drawn_over_the_rate(tmp_path: Path) -> None:
+    run = read(campaign_runs.make(tmp_path / "run", "layer", trials=2))
+    assert views.layer_curves(run, 0, "accuracy") is None
+
+
 def test_figures_without_matplotlib_say_what_to_install(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'ckptguard\[figures\]'"):

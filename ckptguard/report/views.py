@@ -191,7 +191,9 @@ def layer_curves(run: Run, series: int, metric: str) -> Curves | None:
     rates = sorted({point.ber for point in points if point.ber})
     if len(rates) < 2:
         return None
-    variant, lines, seen = run.variants[series], [], []
+    variant = run.variants[series]
+    lines: list[Line] = []
+    seen: list[float] = []
     for number_, layer in enumerate(dict.fromkeys(point.part for point in points)):
         own = sorted((point for point in points if point.part == layer), key=lambda point: point.ber or 0.0)
         line = replace(_line(run, number_, variant, own, metric), name=layer, low=(), high=(), near_worst=(), worst=())
