@@ -35,8 +35,21 @@ lint: $(VENV)/lint.stamp
 benchmark: $(VENV)/benchmark.stamp
 	$(BIN)/python -m benchmarks.table
 
-reproduce: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m slow -s tests
+# The data are the folder CKPTGUARD_DATA; see reproductions/README.md.
+RUNS = build/reproductions
+PAGES = docs/results
+
+reproduce: $(VENV)/reproduce.stamp
+	mkdir -p $(RUNS)
+	test -f $(RUNS)/small-5.safetensors || $(BIN)/python -m reproductions.train small --out $(RUNS)
+	$(BIN)/python -m reproductions.vdcnn_figure1 $(RUNS) > $(RUNS)/page && mv $(RUNS)/page $(PAGES)/vdcnn-figure1.md
+	$(BIN)/python -m reproductions.number_formats $(RUNS) > $(RUNS)/page && mv $(RUNS)/page $(PAGES)/number-formats.md
+	$(BIN)/python -m reproductions.same_results $(RUNS) > $(RUNS)/page && mv $(RUNS)/page $(PAGES)/campaign-robustness.md
+	$(BIN)/python -m benchmarks.campaign $${CKPTGUARD_DATA:-../shared/data}/vdcnn-agnews.safetensors \
+	    $${CKPTGUARD_DATA:-../shared/data}/resnet18-cifar10.safetensors reproductions/networks.py:resnet18 \
+	    > $(RUNS)/page && mv $(RUNS)/page $(PAGES)/campaign-speed.md
+	$(BIN)/python -m reproductions.published_masks > $(RUNS)/page && mv $(RUNS)/page $(PAGES)/published-masks.md
+	$(BIN)/python -m reproductions.prefix_reuse > $(RUNS)/page && mv $(RUNS)/page $(PAGES)/prefix-reuse.md
 
 # One stamp for every set of extras; it is made again when what is to be installed changes.
 $(VENV)/bin/python:
@@ -49,6 +62,10 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/test.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/reproduce.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[test,benchmark,ray,dask]' pytorchfi
 	@touch $@
 
 $(VENV)/lint.stamp: $(VENV)/bin/python pyproject.toml constraints.txt

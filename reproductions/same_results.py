@@ -28,7 +28,7 @@ ASKED = (
     "--ber", RATES, "--trials", str(TRIALS), "--limit", "accuracy=-1", "--no-report", "-q",
     "--variant", "name=none", "--variant", f"name={CODE};masks=top:9;code=secded:72,64",
     "--eval", "classification:model=reproductions/networks.py:resnet20,strip=module.,"
-    "data=reproductions/data.py:resnet20_images",
+    "data=reproductions/data.py:resnet20_images,limit=200",
 )  # fmt: skip
 WAYS = (
     ("1 process", ("--jobs", "1")),
@@ -130,7 +130,7 @@ def _page(runs: Runs) -> None:
 
 `python -m reproductions.same_results RUNS`, commit {facts["commit"]}, {facts["processor"]},
 {facts["threads"]} cores shared with other work (load average {load} at the end): seconds are upper bounds.
-ResNet-20 (published weights), 500 test images, two variants, {rates} error rates, {TRIALS} trials each: {count} rows,
+ResNet-20 (published weights), 200 test images, two variants, {rates} error rates, {TRIALS} trials each: {count} rows,
 every time by
 
     ckptguard sweep resnet20-12fca82f.th {options}
