@@ -279,14 +279,14 @@ def reading(results: Results) -> None:
     same = [means[x][oracle] / means[x][signed] for x in INCREASES]
     print(f"""
 - Signs and magnitudes tolerate more than two's complement: on the six instances {gains} (geometric means), where
-  Pyne et al. report up to 10. An oracle for the sign bits adds nothing: {min(same):.2f} to {max(same):.2f} times the rate
-  of SM (theirs: equal, or within 20 %).
+  Pyne et al. report up to 10. An oracle for the sign bits adds nothing: {min(same):.2f} to {max(same):.2f} times the
+  rate of SM (theirs: equal, or within 20 %).
 - The emulated sign flip makes two's complement look worse than it is: SM would seem to gain {apparent}.
-- Truncated counts alone move the emulated threshold by a factor of {counted}: at low rates tensors of few weights, which
-  are the most sensitive ones, are never hit.
+- Truncated counts alone move the emulated threshold by a factor of {counted}:
+  at low rates tensors of few weights are never hit.
 - At 0.5 and 1 % a threshold rests on one or two of the images; instances then differ by more than at 5 and 10 %, and so
-  do resamples of one instance's own trials. The spread between instances that Pyne et al. report there (up to 4) is to
-  a good part noise of the estimate.""")
+  do resamples of one instance's own trials. Part of the spread between instances that Pyne et al. report there (up to
+  4) is to be expected from the noise of the estimate.""")
 
 
 def error_table(results: Results) -> None:
