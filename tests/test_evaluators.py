@@ -431,6 +431,38 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_names(linear: Any) ->
         open_session(f"classification:model={path}:Wrong,data={path}:images", specs)
 
 
+OLD = """
+import torch
+from torch import nn
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 10))
+"""
+
+
+def test_a_checkpoint_from_before_batches_were_counted_is_scored_and_no_other_buffer_may_be_missing(
+    tmp_path: Path,
+) -> None:
+    task = tmp_path / "old.py"
+    task.write_text(OLD)
+    specs = {
+        name: TensorSpec(DTYPES["F32"], shape)
+        for name, shape in {
+            "0.weight": (8, 3, 3, 3), "0.bias": (8,), "1.weight": (8,), "1.bias": (8,), "1.running_mean": (8,),
+            "1.running_var": (8,), "3.weight": (10, 128), "3.bias": (10,),
+        }.items()
+    }  # fmt: skip
+    spec = f"logits:model={task}:net,shape=1x3x6x6,count=4"
+    session = open_session(spec, specs)
+    session.load({name: np.ones(np.prod(one.shape), "<f4").view(np.uint8) for name, one in specs.items()})
+    assert session.metrics()["agreement"] == 100.0
+    del specs["1.running_var"]
+    with pytest.raises(UsageError, match=r"1 tensors of the model are not in the checkpoint, such as '1\.running_var'"):
+        open_session(spec, specs)
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16", "F64"])
 def test_weights_of_another_type_are_converted_as_load_state_dict_does(linear: Any, kind: str) -> None:
     path, specs, tensors = linear

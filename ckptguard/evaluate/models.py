@@ -118,7 +118,7 @@ class ModelSession(LiveSession):
         wanted = {place: name for name, place in places.items() if place in targets}
         strangers = [name for name, place in places.items() if place is not None and place not in targets]
         given = {id(targets[place]) for place in wanted if place is not None}
-        missing = [name for name, tensor in targets.items() if id(tensor) not in given]
+        missing = [name for name, tensor in targets.items() if id(tensor) not in given and not _is_counter(name)]
         if missing or (strangers and unknown == "refuse"):
             raise UsageError(_mismatch(missing, strangers, set(targets)))
         last = {
@@ -160,6 +160,11 @@ def first_tensor(output: Any) -> Any:
     if isinstance(output, Mapping):
         return output["logits"] if "logits" in output else next(iter(output.values()))
     return output[0] if isinstance(output, tuple | list) else output
+
+
+def _is_counter(name: str) -> bool:
+    """Whether a tensor counts batches of training: older checkpoints lack it, as `load_state_dict` allows."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _persistent(module: Any) -> dict[str, Any]:
