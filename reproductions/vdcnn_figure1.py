@@ -23,6 +23,7 @@ from reproductions import data
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "results"
 EVALUATOR = "classification:model=reproductions/networks.py:vdcnn,data=reproductions/data.py:agnews"
+# `all-7600` scores all test texts; `layers` are the 15 of the paper, 12 convolutions and 3 linear layers.
 CAMPAIGNS = {
     "all-1000": (
         "--ber", "1e-9,3e-9,1e-8,3e-8,1e-7,3e-7,1e-6,3e-6,1e-5,1e-4,1e-3,1e-2,1e-1", "--trials", "20",
@@ -34,7 +35,12 @@ CAMPAIGNS = {
         "--ber", "1e-7,1e-6,1e-5,1e-4,1e-3,1e-2", "--trials", "8", "--eval", f"{EVALUATOR},limit=1000,cache=4GiB",
     ),
 }  # fmt: skip
-"""The middle one scores all 7,600 test texts. `layers` are the 15 of the paper: 12 convolutions and 3 linear layers."""
+ORDER = [
+    "stem", "block1.conv1", "block1.conv2",
+    *(f"block{block}.{part}" for block in (2, 3, 4) for part in ("shortcut.0", "conv1", "conv2")),
+    "fc1", "fc2", "fc3",
+]  # fmt: skip
+"""The layers as the paper counts them, from 1."""
 
 
 def run(name: str, options: tuple[str, ...], runs: Path) -> dict[str, Any]:
@@ -74,13 +80,12 @@ def layer_table(found: dict[str, Any]) -> None:
     lines = rows(found)
     rates = sorted({line["ber"] for line in lines})
     sizes = {name: _elements(tensor) for name, tensor in found["subject"]["tensors"].items()}
-    print(f"| layer | parameters | {' | '.join(f'{rate:g}' for rate in rates)} |")
-    print("|" + "---|" * (len(rates) + 2))
-    for group in dict.fromkeys(line["group"] for line in lines):
-        layer = group.removeprefix("layer:")
+    print(f"| number | layer | parameters | {' | '.join(f'{rate:g}' for rate in rates)} |")
+    print("|" + "---|" * (len(rates) + 3))
+    for number, layer in enumerate(ORDER, 1):
         size = sum(count for name, count in sizes.items() if name.rpartition(".")[0] == layer)
-        means = {line["ber"]: line["mean"] for line in lines if line["group"] == group}
-        print(f"| `{layer}` | {size:,} | {' | '.join(f'{means[rate]:.1f}' for rate in rates)} |")
+        means = {line["ber"]: line["mean"] for line in lines if line["group"] == f"layer:{layer}"}
+        print(f"| {number} | `{layer}` | {size:,} | {' | '.join(f'{means[rate]:.1f}' for rate in rates)} |")
 
 
 def _elements(tensor: dict[str, Any]) -> int:

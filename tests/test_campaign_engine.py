@@ -68,6 +68,33 @@ def test_results_are_the_same_bytes_for_any_workers_and_backend(
     assert files(run) == files(whole)
 
 
+HOARDER = """
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from task import score
+
+kept = []
+
+
+def hoard(state):
+    (Path(__file__).parent / f"pid-{os.getpid()}").touch()
+    kept.append(np.ones(15_000_000))
+    time.sleep(0.4)
+    return score(state)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_is_not_replaced_because_its_evaluator_keeps_memory(place: Path) -> None:
+    pytest.importorskip("psutil")  # what loky measures memory with
+    (place / "hoarder.py").write_text(HOARDER)
+    small(place, "hoarding", evaluator=f"{place / 'hoarder.py'}:hoard", jobs=2, ber="1e-2", trials=16)
+    assert len(list(place.glob("pid-*"))) == 2
+
+
 def test_a_parallel_config_around_the_call_decides_where_it_runs(place: Path, whole: Run) -> None:
     import joblib
 

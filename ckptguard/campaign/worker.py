@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from ckptguard.campaign.backends import limit_threads
+from ckptguard.campaign.backends import let_worker_grow, limit_threads
 from ckptguard.campaign.damage import Damage
 from ckptguard.campaign.design import Point, encodings
 from ckptguard.campaign.faults import Fault, make
@@ -114,6 +114,7 @@ class State:
         work: Work = pickle.loads(packed.work)
         self.work = work
         limit_threads(work.threads)
+        let_worker_grow()
         self.subject = (
             Subject.open(packed.subject, packed.select) if isinstance(packed.subject, str) else packed.subject
         )
