@@ -155,8 +155,8 @@ The paper finds that most layers need protection, except 1, 14 and 15, and that 
 far the most robust, and all others have lost 16 points or more at 1e-4; 14 holds longer than its neighbours 12 and 13.
 Layer 1 is not special. Layer 13 is the first to fall: at one rate a layer is hit in proportion to its size, and it has
 59 % of the weights. Where single flips decide (1e-7 to 1e-5), the intervals of means of 8 trials reach up to 29 points
-either way. At 1e-2 all outputs but for layers 2 (98 %) and 15 (24 %) are NaN or infinite, which counts as wrong here; who takes
-the first class instead still sees about a quarter right.""")
+either way. At 1e-2 all outputs but for layers 2 (98 %) and 15 (24 %) are NaN or infinite, which counts as wrong here;
+who takes the first class instead still sees about a quarter right.""")
 
 
 def _clean(found: dict[str, Any]) -> str:
