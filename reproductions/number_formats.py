@@ -5,7 +5,7 @@
 Six instances of SmallNet, which RUNS holds (`python -m reproductions.train small --out RUNS`), ResNet-20 and ResNet-18
 on CIFAR-10. All parameters (weights, biases, scales and shifts of normalisation) are 12-bit fixed point with as many
 integer bits per tensor as its largest magnitude needs, at least 2; running statistics stay float32 and are not hit.
-RUNS receives a folder per network; campaigns that are there already are resumed.
+RUNS receives a folder per network; campaigns that are there already are not run again.
 """
 
 from __future__ import annotations
@@ -172,17 +172,19 @@ def measure(network: Network, runs: Path) -> dict[str, Any]:
     """Clean error, and mean error by format and rate."""
     folder = runs / network.name.replace(" ", "-").lower()
     subject = Subject.open(network.path, None)
-    run = ckptguard.sweep(
-        network.path, folder, evaluator=network.evaluator(), ber=RATES, variants=variants(subject),
-        tensors=parameters(subject), trials=network.trials, metric="error", ranges=("error=0:100",),
-        directions=("error=lower",), golden=False, jobs=1, resume=(folder / "campaign.json").exists(),
-    )  # fmt: skip
+    if not (folder / "summary.csv").exists():
+        ckptguard.sweep(
+            network.path, folder, evaluator=network.evaluator(), ber=RATES, variants=variants(subject),
+            tensors=parameters(subject), trials=network.trials, metric="error", ranges=("error=0:100",),
+            directions=("error=lower",), golden=False, jobs=1, resume=(folder / "campaign.json").exists(),
+        )  # fmt: skip
+    campaign = json.loads((folder / "campaign.json").read_text())
     found: dict[str, Any] = {
-        "clean": run.campaign["clean"][FORMATS[0]]["error"],
+        "clean": campaign["clean"][FORMATS[0]]["error"],
         "formats": {},
         "trials": of_trials(folder),
     }
-    for record in run.campaign["analysis"]["summary"]:
+    for record in campaign["analysis"]["summary"]:
         if record["metric"] == "error":
             found["formats"].setdefault(record["variant"], {})[record["ber"]] = record["mean"]
     if network.name.startswith("SmallNet"):
