@@ -191,8 +191,9 @@ def main() -> None:
     load = facts["load_average"][0]
     print(f"""# Speed of campaigns
 
-`python -m benchmarks.campaign {big.name} {small.name} {Path(path).name}:{name}`, commit {facts["commit"]}, one thread;
-{facts["processor"]}, {facts["threads"]} cores shared with other work (load average {load}), therefore CPU seconds.
+`python -m benchmarks.campaign {big.name} {small.name} {factory}`,
+commit {facts["commit"]}, one thread; {facts["processor"]}, {facts["threads"]} cores shared with other work (load average {load}),
+therefore CPU seconds.
 
 ## Drawing the flips of one trial
 
@@ -205,8 +206,8 @@ times {MANY}, median of 3. No random number is drawn for a bit that does not fli
     print(f"""
 ## Whole trials, beside PyTorchFI
 
-{small.name}, convolutions and linear layers; draw the flips, put them into the network, (run {IMAGES} images,) and have
-the undamaged network again. Medians, both in turn. PyTorchFI {_version()} copies the network for every trial and sets
+{small.name}, convolutions and linear layers: draw the flips, put them into the network, run
+{IMAGES} images or none, and have the undamaged network again. Medians, both in turn. PyTorchFI {_version()} copies the network for every trial and sets
 one weight after another; it has no bit flips of stored weights, so their places are drawn with numpy and the bit is
 flipped by a function of ours that it calls.
 
