@@ -192,8 +192,8 @@ def main() -> None:
     print(f"""# Speed of campaigns
 
 `python -m benchmarks.campaign {big.name} {small.name} {factory}`,
-commit {facts["commit"]}, one thread; {facts["processor"]}, {facts["threads"]} cores shared with other work (load average {load}),
-therefore CPU seconds.
+commit {facts["commit"]}, one thread; {facts["processor"]}, {facts["threads"]} cores shared with other work (load average
+{load}), therefore CPU seconds.
 
 ## Drawing the flips of one trial
 
@@ -207,9 +207,10 @@ times {MANY}, median of 3. No random number is drawn for a bit that does not fli
 ## Whole trials, beside PyTorchFI
 
 {small.name}, convolutions and linear layers: draw the flips, put them into the network, run
-{IMAGES} images or none, and have the undamaged network again. Medians, both in turn. PyTorchFI {_version()} copies the network for every trial and sets
-one weight after another; it has no bit flips of stored weights, so their places are drawn with numpy and the bit is
-flipped by a function of ours that it calls.
+{IMAGES} images or none, and have the undamaged network again. Medians, both in turn. PyTorchFI {_version()} copies the
+network for every trial and sets one weight after another. It has no bit flips of stored weights, so their places are
+drawn with numpy and the bit is flipped by a function of ours that it calls. Where few bits flip a trial is little more
+than its evaluation, which is the same for both; `prefix-reuse.md` says how much of that campaigns save.
 
 | bit error rate | flips | here, no images | PyTorchFI | times | here, trials a second | PyTorchFI | times |
 |---|---|---|---|---|---|---|---|""")
