@@ -56,9 +56,9 @@ def drawing(subject: Subject) -> list[str]:
     shifts = [31 - plane for plane in planes]
     for rate in RATES:
         fault = make(f"bsc:{rate!r}")
-        few = median(lambda fault=fault: prepared.draw(fault, 0, 1), 5)
+        few = median(partial(prepared.draw, fault, 0, 1), 5)
         flips = prepared.draw(fault, 0, 1).count
-        one = median(lambda rate=rate: draw(np.uint64(5), TENSOR, planes, shifts, rate, rate), 3)
+        one = median(partial(draw, np.uint64(5), TENSOR, planes, shifts, rate, rate), 3)
         rows.append(f"| {rate:g} | {weights / 1e6:.1f} M | {flips:,} | {1e3 * few:.1f} ms |")
         rows.append(f"| {rate:g} | {large / 1e6:.0f} M | {large * 32 * rate:,.0f} | {1e3 * MANY * one:.0f} ms |")
     return rows
@@ -192,8 +192,8 @@ def main() -> None:
     print(f"""# Speed of campaigns
 
 `python -m benchmarks.campaign {big.name} {small.name} {factory}`,
-commit {facts["commit"]}, one thread; {facts["processor"]}, {facts["threads"]} cores shared with other work (load average
-{load}), therefore CPU seconds.
+commit {facts["commit"]}, one thread; {facts["processor"]}, {facts["threads"]} cores shared with other work
+(load average {load}), therefore CPU seconds.
 
 ## Drawing the flips of one trial
 
