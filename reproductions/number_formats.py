@@ -165,7 +165,7 @@ def _emulate(values: np.ndarray, masks: np.ndarray, spec: str) -> np.ndarray:
     result = sign * changed
     flipped = (masks >> np.uint64(BITS - 1)) & np.uint64(1) == 1
     result = np.where(flipped, result - sign * (1 + 2.0 ** (whole - 1)), result)
-    return result.astype(np.float32)
+    return np.asarray(result, np.float32)
 
 
 def measure(network: Network, runs: Path) -> dict[str, Any]:
