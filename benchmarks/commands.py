@@ -50,6 +50,7 @@ class Run:
 def run(command: Sequence[str | Path], allowed: tuple[int, ...] = (0,)) -> Run:
     """Run a process, silently; refuse exit statuses that were not expected."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is not compiled anew at every start
     launched = [sys.executable, "-I", "-S", Path(__file__).with_name("launch.py"), *command]
     done = subprocess.run([str(part) for part in launched], env=environment, check=True, stdout=subprocess.PIPE)
     record = json.loads(done.stdout)

@@ -6,7 +6,9 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -15,6 +17,8 @@ from ckptguard.errors import CheckpointError, CkptGuardError, UsageError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h: begin to write the dirty pages of the range, do not wait
 
 
 @contextlib.contextmanager
@@ -95,6 +99,31 @@ def read_exactly_into(file: BinaryIO, offset: int, target: npt.NDArray[np.uint8]
         if not count:
             raise CheckpointError(_truncated(file, offset, target.size, len(view)))
         view = view[count:]
+
+
+def begin_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Let the system begin to bring written bytes to the disk, so that a later fsync finds little left to wait for.
+
+    Linux only, elsewhere nothing is done. It promises nothing: what fails shows in the fsync.
+    """
+    call = _sync_file_range()
+    if call is not None:
+        call(descriptor, offset, size, _SYNC_FILE_RANGE_WRITE)
+
+
+@lru_cache(maxsize=1)
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """The function of the C library, None where it has none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return call
 
 
 def _truncated(file: BinaryIO, offset: int, size: int, missing: int) -> str:

@@ -258,6 +258,21 @@ def test_flips_of_neighbouring_bits_are_independent():
     assert_binomial(int((flips[::2] & flips[1::2]).sum()), flips.size // 2, 0.0025)
 
 
+@pytest.mark.parametrize("p", [1e-5, 1e-4, 1e-3, 1e-2, 0.3, 0.999])
+def test_bsc_flips_the_same_bits_wherever_the_bytes_lie_in_memory(p):
+    plain = np.random.default_rng(3).integers(0, 256, 5 * BLOCK_BYTES + 777, np.uint8)
+    space = np.empty(plain.size + 8, np.uint8)
+    results = []
+    for shift in (0, 1):  # words of the machine, and bytes that are none
+        begin = -space.ctypes.data % 8 + shift
+        moved = space[begin : begin + plain.size]
+        moved[:] = plain
+        channels.make(f"bsc:{p!r}").corrupt(moved, 3, NoiseKey(7))
+        results.append(moved.copy())
+    assert (results[0] == results[1]).all()
+    assert (results[0] != plain).any()
+
+
 @pytest.mark.parametrize(("p01", "p10"), [(1e-2, 1e-3), (1e-4, 5e-3), (0.0, 0.01), (0.9, 0.2), (0.6, 0.6), (1.0, 0.0)])
 def test_asymmetric_rates_hold_for_zeros_and_for_ones(p01, p10):
     data = stored(16 * BLOCK_BYTES) & stored(16 * BLOCK_BYTES)[::-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar
 
 import numpy as np
@@ -31,9 +32,18 @@ def flip(
         (data[:whole], PART_BYTES, first_part),
         (data[whole:], data.size - whole, first_part + whole // PART_BYTES),
     ):
-        if piece.size:
-            thresholds, least = binomial(8 * part_bytes, few)
+        if not piece.size:
+            continue
+        thresholds, least = binomial(8 * part_bytes, few)
+        if rarer < 0 and _is_words(piece, part_bytes):
+            sampling.flip_words(piece.view(np.uint64), part, key, thresholds, least, complement)
+        else:
             sampling.flip_bits(piece, part_bytes, part, key, thresholds, least, complement, rarer, of_2_to_63(share))
+
+
+def _is_words(piece: npt.NDArray[np.uint8], part_bytes: int) -> bool:
+    """Whether parts are whole and can be taken as this machine's words."""
+    return part_bytes == PART_BYTES and sys.byteorder == "little" and piece.ctypes.data % 8 == 0
 
 
 class Bsc(Channel):

@@ -18,10 +18,12 @@ import xxhash
 from ckptguard.container.armour import CODEWORD_BYTES, MESSAGE_BYTES, armour, plain_message, unarmour
 from ckptguard.container.superblock import Superblock, looks_like_superblock
 from ckptguard.errors import ContainerError, MetadataLostError
+from ckptguard.files import begin_writeback
 
 SUFFIX = ".ckg"
 _MAX_METADATA_BYTES = 1 << 31
 _LONGEST_LOSS = 16
+_LARGE = 1 << 20  # from so many bytes on writing them to the disk begins at once
 _MAX_VECTORS = 512  # buffers per call; the system takes at least 1024
 
 Bytes = npt.NDArray[np.uint8]
@@ -229,7 +231,7 @@ class ShardWriter:
 
     def write_payload(self, offset: int, data: bytes | Bytes) -> None:
         """Put bytes of the payload in place. Thread-safe."""
-        write_at(self._descriptor, self._superblock.payload_offset + offset, data)
+        write_at(self._descriptor, self._superblock.payload_offset + offset, data, early=True)
 
     def read_payload(self, offset: int, size: int) -> Bytes:
         """(size,) bytes of the payload as written so far. Thread-safe."""
@@ -257,12 +259,15 @@ def payload_beside(sidecar: Path) -> Path:
     return sidecar.with_suffix("")
 
 
-def write_at(descriptor: int, offset: int, data: bytes | Bytes) -> None:
-    """Write all of `data` at `offset`."""
-    view = (data.data if isinstance(data, np.ndarray) else memoryview(data)).cast("B")
+def write_at(descriptor: int, offset: int, data: bytes | Bytes, *, early: bool = False) -> None:
+    """Write all of `data` at `offset`; if `early`, what is large starts on its way to the disk at once."""
+    view, position = (data.data if isinstance(data, np.ndarray) else memoryview(data)).cast("B"), offset
+    size = len(view)
     while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+        written = os.pwrite(descriptor, view, position)
+        view, position = view[written:], position + written
+    if early and size >= _LARGE:
+        begin_writeback(descriptor, offset, size)
 
 
 def _open(path: Path) -> int:

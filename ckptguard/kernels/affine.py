@@ -19,9 +19,10 @@ import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import config as numba_config
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 
+from ckptguard.kernels.jit import njit
 from ckptguard.kernels.vectors import (
     _I8,
     _I32,

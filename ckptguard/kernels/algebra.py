@@ -112,6 +112,7 @@ def codes(m: int) -> dict[int, int]:
     return {k: t for k, t in table.items() if t > 0}
 
 
+@cache
 def generator_polynomial(m: int, t: int) -> int:
     """Product of the minimal polynomials of alpha^1, alpha^3, ..., alpha^(2t-1); its degree is n - k."""
     leaders = coset_leaders(m)
@@ -124,13 +125,12 @@ def generator_polynomial(m: int, t: int) -> int:
 def minimal_polynomial(m: int, exponent: int) -> int:
     """The polynomial over GF(2) of least degree with root alpha^exponent."""
     gf = field(m)
+    exp, log = gf.exp.data, gf.log.data  # these polynomials are so short that an array operation costs more
     coefficients = [1]  # over GF(2^m), constant first
     power = exponent
     while True:
-        root = int(gf.exp[power])
-        shifted = [0, *coefficients]
-        scaled = [int(c) for c in gf.multiply(coefficients, root)] + [0]
-        coefficients = [a ^ b for a, b in zip(shifted, scaled, strict=True)]
+        scaled = [exp[log[c] + power] if c else 0 for c in coefficients]
+        coefficients = [a ^ b for a, b in zip([0, *coefficients], [*scaled, 0], strict=True)]
         power = 2 * power % gf.order
         if power == exponent:
             return sum(c << i for i, c in enumerate(coefficients))

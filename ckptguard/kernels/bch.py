@@ -155,14 +155,14 @@ def _equations(m: int, parity_bits: int, t: int) -> Equations:
     gf, leaders = field(m), coset_leaders(m)
     roots = np.unique(leaders[1 : 2 * t : 2])
     slots, squarings = np.zeros(2 * t + 1, np.int64), np.zeros(2 * t + 1, np.int64)
-    for i in range(1, 2 * t, 2):
-        slots[i] = np.searchsorted(roots, leaders[i])
-        while leaders[i] << squarings[i] != i and (int(leaders[i]) << int(squarings[i])) % gf.order != i:
-            squarings[i] += 1
+    odd = np.arange(1, 2 * t, 2)
+    slots[odd] = np.searchsorted(roots, leaders[odd])
+    conjugates = leaders[odd, None] << np.arange(m)  # leader * 2^s; the first s that gives i counts
+    squarings[odd] = np.argmax(conjugates % gf.order == odd[:, None] % gf.order, axis=1)
     exponents = np.arange(parity_bits - 1, -1, -1)
-    values = gf.exp[roots[:, None] * exponents % gf.order]
-    matrix = (values[:, None, :] >> np.arange(m)[:, None] & 1).reshape(len(roots) * m, parity_bits)
-    return Equations(t, picks_of(matrix.astype(np.uint8)), slots, squarings)
+    values = gf.exp.astype(np.uint16)[roots[:, None] * exponents % gf.order]
+    matrix = (values[:, None, :] >> np.arange(m, dtype=np.uint16)[:, None]).astype(np.uint8) & np.uint8(1)
+    return Equations(t, picks_of(matrix.reshape(len(roots) * m, parity_bits)), slots, squarings)
 
 
 def _bits(polynomials: list[int], count: int) -> npt.NDArray[np.uint8]:
@@ -182,9 +182,8 @@ def picks_of(matrix: npt.NDArray[np.uint8]) -> Rows:
     passes = -(-inputs // WINDOW)
     padded = np.zeros((outputs, passes * WINDOW), np.uint8)
     padded[:, :inputs] = matrix
-    groups = padded.reshape(outputs, passes, TABLES, BITS) << np.arange(BITS, dtype=np.uint8)
-    entries = groups.sum(axis=3, dtype=np.uint8).transpose(1, 0, 2)
-    return np.ascontiguousarray(entries).view("<u8")[:, :, 0].astype(np.uint64)
+    entries = np.packbits(padded.reshape(outputs, passes, TABLES, BITS), axis=3, bitorder="little")[..., 0]
+    return np.ascontiguousarray(entries.transpose(1, 0, 2)).view("<u8")[:, :, 0].astype(np.uint64)
 
 
 @lru_cache(maxsize=16)

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 
 from ckptguard.kernels.algebra import PRIMITIVE_POLYNOMIALS
+from ckptguard.kernels.jit import njit
 from ckptguard.kernels.vectors import (
     _I8,
     _I64,

@@ -22,9 +22,10 @@ import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import config as numba_config
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 
+from ckptguard.kernels.jit import njit
 from ckptguard.kernels.vectors import (
     _I8,
     _I32,
@@ -39,6 +40,8 @@ from ckptguard.kernels.vectors import (
     _vector,
     intrinsic,
 )
+
+_AHEAD = 1  # blocks of 64 rows: what the processor fetches by itself ends with a page, which a block is
 
 config: Any = numba_config  # its attributes are made at run time
 
@@ -157,6 +160,20 @@ def _result(context, even, odd):
     return _vector(types.intp, types.intp), generate
 
 
+@intrinsic
+def _prefetch(context, address):
+    """Ask for the cache line of an address, of any address."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], _I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [pointer, *(ir.Constant(_I32, value) for value in (0, 3, 1))])  # read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
 @njit(cache=True, nogil=True)
 def remainder(message, column, generator, inverse, state, words, even, odd):
     """Divide 512 messages, followed by r zero bits, by the generator polynomial: the same as `bitsliced.remainder`.
@@ -204,6 +221,7 @@ def _spread(message, column, blocks, rows, spread):
     for block in range(blocks):
         for i in range(64):
             row = 64 * (block - blocks) + i + message.shape[0]
+            _prefetch(source + stride * (row + 64 * _AHEAD))
             _put(rows + 64 * i, _get(source + stride * row) if row >= 0 else zero)
         _transpose(rows)
         for i in range(64):

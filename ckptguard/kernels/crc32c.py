@@ -12,7 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from ckptguard.kernels.jit import njit
 
 U64 = npt.NDArray[np.uint64]
 U32 = npt.NDArray[np.uint32]

@@ -16,11 +16,11 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from ckptguard.kernels import algebra
 from ckptguard.kernels.bch import picks_of
 from ckptguard.kernels.bitsliced import BITS, TABLES, WINDOW, combine
+from ckptguard.kernels.jit import njit
 from ckptguard.kernels.vectors import _fill, _get, _put, _transpose
 
 Rows = npt.NDArray[np.uint64]

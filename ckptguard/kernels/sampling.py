@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from ckptguard.kernels.jit import njit
 
 U64 = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
@@ -17,6 +18,8 @@ U16 = npt.NDArray[np.uint16]
 
 _SPARSE = 256  # up to so many candidates a part is changed flip by flip, beyond in one pass
 _GEOMETRIC_LIMIT = 1 << 19
+PART_WORDS = 1024  # of a part of 65536 bits, as `flip_words` takes it
+_SPARSE_WORDS = 24  # the same as _SPARSE for words, where one pass is quicker
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -37,7 +40,7 @@ def _start(stream: U64, key: np.uint64, index: int) -> None:
 @njit(cache=True, nogil=True, inline="always")
 def _draw(stream: U64) -> np.uint64:
     stream[0] += stream[1]
-    return _mix(stream[0])
+    return _mix(stream[0])  # type: ignore[no-any-return]
 
 
 @njit(cache=True, nogil=True)
@@ -144,6 +147,62 @@ def flip_bits(
             value = np.int64(data[begin + place] >> np.uint8(bit)) & 1
             if value != rarer or _happens(stream, kept):
                 data[begin + place] ^= np.uint8(1 << bit)
+
+
+@njit(cache=True, nogil=True)
+def _choose_words(stream: U64, count: int, marks: U64, chosen: npt.NDArray[np.int32], listed: bool) -> None:
+    """`_choose` for 65536 bits: the same bits, but all state in registers and no branch that depends on what is drawn.
+
+    Args:
+        marks: (PART_WORDS,), bit b of the part is bit b % 64 of word b // 64.
+        chosen: receives the bits, if `listed`.
+    """
+    state, step = stream[0], stream[1]
+    found = 0
+    while found < count:
+        state += step
+        r = _mix(state)
+        for _ in range(4):
+            if found < count:
+                place = r & np.uint64(0xFFFF)
+                r >>= np.uint64(16)
+                word = np.intp(place >> np.uint64(6))
+                before = marks[word]
+                after = before | (np.uint64(1) << (place & np.uint64(63)))
+                marks[word] = after
+                if listed:
+                    chosen[found] = np.int32(place)
+                found += int(after != before)
+    stream[0] = state
+
+
+@njit(cache=True, nogil=True)
+def flip_words(data: U64, first_part: int, key: np.uint64, thresholds: U64, least: int, complement: bool) -> None:
+    """`flip_bits` for parts of 65536 bits in which every candidate is flipped; three times as fast, the same flips.
+
+    Args:
+        data: (parts * PART_WORDS,) uint64 of little-endian bytes, changed in place.
+        first_part, key, thresholds, least, complement: as there.
+    """
+    stream = np.empty(2, np.uint64)
+    marks = np.zeros(PART_WORDS, np.uint64)
+    chosen = np.empty(_SPARSE_WORDS + 1, np.int32)
+    inverted = ~np.uint64(0) if complement else np.uint64(0)
+    for part in range(data.size // PART_WORDS):
+        words = data[part * PART_WORDS : (part + 1) * PART_WORDS]
+        _start(stream, key, first_part + part)
+        count = _count(stream, thresholds, least)
+        if complement or count > _SPARSE_WORDS:
+            _choose_words(stream, count, marks, chosen, False)
+            for i in range(PART_WORDS):
+                words[i] ^= marks[i] ^ inverted
+                marks[i] = np.uint64(0)
+            continue
+        _choose_words(stream, count, marks, chosen, True)
+        for i in range(count):
+            word = chosen[i] >> 6
+            words[word] ^= np.uint64(1) << np.uint64(chosen[i] & 63)
+            marks[word] = np.uint64(0)
 
 
 @njit(cache=True, nogil=True)

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
+
+from ckptguard.kernels.jit import njit
 
 U64 = npt.NDArray[np.uint64]
 CHECKS = 8

@@ -7,8 +7,8 @@ They know nothing of the field but its tables, so they are compiled once for all
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ckptguard.kernels.jit import njit
 from ckptguard.kernels.vectors import WORDS, _get, _lowest, _put, _transpose
 
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import models, register_model
+
+from ckptguard.kernels.jit import njit
 
 WORDS = 8  # of 64 lanes in a vector
 

@@ -206,7 +206,7 @@ def _corrupt_file(
             after[:] = before
             stored = after[:length]
             channel.corrupt(stored, offset // BLOCK_BYTES, key)
-            write_at(target, offset, stored)
+            write_at(target, offset, stored, early=True)
             found = _changes(
                 offset,
                 before.view(np.uint64),

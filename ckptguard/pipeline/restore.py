@@ -144,7 +144,7 @@ class _Sink:
         if self._policy == "null" and lost is not None and lost.any():
             data = null_elements(part, piece, data, lost)
         position = part.offset + piece.offset - part.stored_offset
-        write_at(self._target(part), position, data)
+        write_at(self._target(part), position, data, early=True)
 
     def _write_stored(self, piece: Piece, data: Bytes, lost: Bytes | None) -> None:
         assert self._stored is not None
@@ -174,7 +174,7 @@ class _Sink:
             lost = np.frombuffer(os.pread(self._lost, end - begin, part.stored_offset + begin), np.uint8)
         data = from_stored(part, stored, begin, float(self._shard.magnitudes[index]), lost)
         first = group_source_bytes(part, 0, begin)
-        write_at(self._target(part), part.offset + first, data)
+        write_at(self._target(part), part.offset + first, data, early=True)
 
     def _target(self, part: Part) -> int:
         return self._targets[self._shard.plan.sources[part.source].name]

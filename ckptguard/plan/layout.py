@@ -81,7 +81,8 @@ def _stream(
     planes = mask.bit_count()
     unit_tiles = code.unit_tiles(max(planes, 1))
     unit_words = unit_tiles * TILE_WORDS
-    cuts = np.union1d(starts, np.append(np.arange(0, words, unit_words, dtype=np.int64), words))
+    both = np.sort(np.concatenate([starts, np.arange(0, words, unit_words, dtype=np.int64), [words]]))
+    cuts = both[np.append(True, both[1:] != both[:-1])]  # np.union1d would import numpy.ma
     full, rest = divmod(words, unit_words)
     parity_bytes = 0
     if planes:
