@@ -1,0 +1,111 @@
+"""Trials of a search: what masks keep of a metric, on given faults and given data, draw by draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckptguard.campaign.faults import Fault
+from ckptguard.campaign.metrics import Metric, describe
+from ckptguard.campaign.subject import Subject
+from ckptguard.campaign.variants import Prepared, Variant
+from ckptguard.errors import CkptGuardError, MissingExtraError, UsageError
+from ckptguard.evaluate.session import Session, TensorSpec, open_session
+from ckptguard.masks import MaskSet
+
+_EVALUATOR_ERRORS = (ArithmeticError, ValueError, RuntimeError, LookupError, TypeError, CkptGuardError)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How the model is stored but for its masks.
+
+    Attributes:
+        representation: spec, as in `Variant`.
+        code: `ideal`, `ideal:p` or a code's spec: that of tensors whose rule names none.
+        policy: for the uncorrectable.
+        guard: whether range guards are carried.
+    """
+
+    representation: str = "native"
+    code: str = "ideal"
+    policy: str = "raw"
+    guard: bool = True
+
+    def variant(self, masks: MaskSet | None, name: str = "search") -> Variant:
+        """With masks; None = nothing is protected."""
+        return Variant(name, self.representation, masks, self.code if masks else "none", self.policy, self.guard)
+
+
+class Trials:
+    """A model with its data in memory, damaged again and again. Same seed and number: same faults, whatever the masks.
+
+    Attributes:
+        session: with the stored (rounded, where the representation does) weights loaded.
+        clean: metrics of those.
+        metric: the one that losses are of.
+        evaluations: so far.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        evaluator: str | Callable[..., Any] | object,
+        faults: Mapping[str, Fault],
+        stored: Stored,
+        *,
+        metric: str | None = None,
+        seed: int = 0,
+        framework: str = "pt",
+        threads: int = 1,
+    ) -> None:
+        self.subject, self.faults, self.stored, self.seed = subject, faults, stored, seed
+        specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in subject.tensors.items()}
+        self.session: Session = open_session(evaluator, specs, framework=framework, threads=threads)
+        self.bare = Prepared(subject, replace(stored, guard=False).variant(None))
+        self.session.load(self.bare.base)
+        self.clean = self.session.metrics()
+        self.evaluations = 1
+        self.metric = self._metric(metric)
+
+    def _metric(self, name: str | None) -> Metric:
+        name = name or next(iter(self.clean))
+        if name not in self.clean:
+            raise UsageError(f"the evaluator has no metric {name!r}; it has {', '.join(self.clean)}")
+        if not math.isfinite(self.clean[name]):
+            raise UsageError(f"{name} of the undamaged model is {self.clean[name]}; there is nothing to protect")
+        return describe(name, [self.clean[name]])
+
+    def drops(self, masks: MaskSet | None, first: int, count: int) -> list[float]:
+        """Losses of the metric, positive = worse, of the draws `first` to `first + count - 1`; infinite for failures."""
+        return self.drops_of(Prepared(self.subject, self.stored.variant(masks)), self.faults, first, count)
+
+    def drops_of(
+        self, prepared: Prepared, faults: Mapping[str, Fault], first: int, count: int, scope: Any = None
+    ) -> list[float]:
+        """The same, with masks that were prepared before, other faults, or less in scope."""
+        clean = self.metric.goodness(self.clean[self.metric.name])
+        return [clean - self._goodness(prepared, faults, trial, scope) for trial in range(first, first + count)]
+
+    def _goodness(self, prepared: Prepared, faults: Mapping[str, Fault], trial: int, scope: Any) -> float:
+        damage = prepared.trial(faults, self.seed, trial, scope)
+        if damage.raised:
+            return -math.inf
+        self.session.patch(damage.patches)
+        try:
+            metrics = self.session.metrics()
+        except MissingExtraError:
+            raise
+        except _EVALUATOR_ERRORS:
+            metrics = {}
+        finally:
+            self.session.undo()
+        self.evaluations += 1
+        return self.metric.goodness(metrics.get(self.metric.name, math.nan))
+
+
+def mean_drop(drops: Sequence[float], ceiling: float) -> float:
+    """Mean loss, failures (and what is worse than a ceiling) counted as the ceiling."""
+    return math.fsum(min(drop, ceiling) for drop in drops) / len(drops)
