@@ -35,7 +35,10 @@ class MaskPath(Protocol):
 
 
 class Listed:
-    """A path of given masks, one tuple of masks (by tensor) per vertex, of rising cost."""
+    """A path of given masks, one tuple of masks (by tensor) per vertex, of rising cost.
+
+    Damages that are not known are left out of the sums: such paths do not care for them.
+    """
 
     def __init__(
         self, tensors: Sequence[TensorDamage], vertices: Sequence[tuple[str, ...]], metadata_bits: int = 0
@@ -50,7 +53,8 @@ class Listed:
         for tensor, mask in zip(self.tensors, masks, strict=True):
             share = tensor.strengths[0].left
             for bit, damage in zip(mask, tensor.damage, strict=True):
-                left += damage if bit == "0" else (damage * share if math.isfinite(damage) else 0.0)
+                if math.isfinite(damage):
+                    left += damage if bit == "0" else damage * share
         return left
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from functools import cached_property
 from ckptguard import codes
 from ckptguard.campaign import design
 from ckptguard.campaign.encodings import Encoding
-from ckptguard.campaign.faults import Fault, assign, make
+from ckptguard.campaign.faults import Fault, Scope, assign, make
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import capacity_redundancy
 from ckptguard.container.armour import CODEWORD_BYTES, MESSAGE_BYTES
@@ -120,7 +120,7 @@ def faults_of(
     if len(sources) != 1:
         raise UsageError("a search is for one storage: give a bit error rate, a device, or a device map")
     made = {glob: make(spec) for glob, spec in sources[0].faults.items()}
-    found = assign(made, names)
+    found = assign(made, names, Scope())
     silent = [name for name in names if name not in found]
     if silent:
         raise UsageError(f"no fault is given for {silent[0]!r} and {len(silent) - 1} more tensors")

@@ -47,6 +47,7 @@ class Trials:
         clean: metrics of those.
         metric: the one that losses are of.
         evaluations: so far.
+        decoder: of real codes; `sampled` draws failing codewords in distribution, and is faster.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Trials:
         seed: int = 0,
         framework: str = "pt",
         threads: int = 1,
+        decoder: str = "exact",
     ) -> None:
+        self.decoder = decoder
         self.subject, self.faults, self.stored, self.seed = subject, faults, stored, seed
         specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in subject.tensors.items()}
         self.session: Session = open_session(evaluator, specs, framework=framework, threads=threads)
@@ -90,7 +93,7 @@ class Trials:
         return [clean - self._goodness(prepared, faults, trial, scope) for trial in range(first, first + count)]
 
     def _goodness(self, prepared: Prepared, faults: Mapping[str, Fault], trial: int, scope: Any) -> float:
-        damage = prepared.trial(faults, self.seed, trial, scope)
+        damage = prepared.trial(faults, self.seed, trial, scope, self.decoder)
         if damage.raised:
             return -math.inf
         self.session.patch(damage.patches)
