@@ -25,7 +25,9 @@ class Calibration:
     measured: tuple[float, ...]
 
     @classmethod
-    def fit(cls, predicted: Sequence[float], measured: Sequence[float], weights: Sequence[float] | None = None) -> Calibration:
+    def fit(
+        cls, predicted: Sequence[float], measured: Sequence[float], weights: Sequence[float] | None = None
+    ) -> Calibration:
         """The non-decreasing map with the least weighted squared error at the points.
 
         Source: pool adjacent violators (Ayer et al. 1955); points of equal prediction are pooled first.

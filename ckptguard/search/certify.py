@@ -34,7 +34,9 @@ class Claim:
 
     def __post_init__(self) -> None:
         if not (self.drop >= 0 and 0 < self.share < 1 and 0 < self.confidence < 1):
-            raise UsageError(f"a claim has a drop of at least 0, and a share and a confidence between 0 and 1; got {self}")
+            raise UsageError(
+                f"a claim has a drop of at least 0, and a share and a confidence between 0 and 1; got {self}"
+            )
         needed = tolerance_trials(self.share, self.confidence)
         if self.trials < needed:
             raise UsageError(

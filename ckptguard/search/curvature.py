@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ def of_session(session: Any, count: int, seed: int = 0, progress: Progress = sil
     torch = import_torch()
     tensors, inputs, forward = session.calibration(count)
     draws = torch.Generator().manual_seed(seed)
-    with _differentiable(session.module, tensors) as leaves:
+    with _leaves(tensors) as leaves:
 
         def losses(_: Mapping[str, Any]) -> Iterator[Any]:
             for sample in inputs:
@@ -95,17 +95,15 @@ def of_losses(losses: Losses | str, state: Mapping[str, Any], progress: Progress
     Args:
         state: tensors of torch by name; the function gets copies that require gradients where they are floating.
     """
-    torch = import_torch()
     function = load_object(losses) if isinstance(losses, str) else losses
     leaves = {name: tensor.detach().clone() for name, tensor in state.items()}
     wanted = {name: leaf.requires_grad_(True) for name, leaf in leaves.items() if leaf.dtype.is_floating_point}
     counted = [0]
 
     def counting(given: Mapping[str, Any]) -> Iterator[Any]:
-        with torch.enable_grad():
-            for loss in function(leaves):
-                counted[0] += 1
-                yield loss
+        for loss in function(leaves):
+            counted[0] += 1
+            yield loss
 
     sums = _squares(counting, wanted, progress, 0)
     if not counted[0]:
@@ -122,7 +120,7 @@ def _squares(
     names = list(leaves)
     sums: dict[str, Any] = {}
     count = 0
-    with torch.enable_grad():
+    with torch.enable_grad(), _explicit():
         for loss in losses(leaves):
             found = torch.autograd.grad(loss, [leaves[name] for name in names], allow_unused=True)
             count += 1
@@ -135,37 +133,54 @@ def _squares(
 
 
 @contextmanager
-def _differentiable(module: Any, tensors: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Make floating tensors of a module, running statistics too, leaves that require gradients, for a while."""
-    torch = import_torch()
-    norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
-    norms = [layer for layer in norms if layer.running_mean is not None and not layer.training]
-    embeddings = [layer for layer in module.modules() if isinstance(layer, torch.nn.Embedding)]
-    paddings = [layer.padding_idx for layer in embeddings]
+def _leaves(tensors: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Let floating tensors, running statistics among them, require gradients for a while."""
     leaves = {name: tensor for name, tensor in tensors.items() if tensor.dtype.is_floating_point}
     before = {name: leaf.requires_grad for name, leaf in leaves.items()}
     try:
-        for norm in norms:
-            norm.forward = MethodType(_batch_norm, norm)
-        for embedding in embeddings:
-            embedding.padding_idx = None  # torch drops the gradient of padding, whose weights are read all the same
         for leaf in leaves.values():
             leaf.requires_grad_(True)
         yield leaves
     finally:
         for name, leaf in leaves.items():
             leaf.requires_grad_(before[name])
-        for norm in norms:
-            del norm.forward
-        for embedding, padding in zip(embeddings, paddings, strict=True):
-            embedding.padding_idx = padding
 
 
-def _batch_norm(self: Any, inputs: Any) -> Any:
-    """Batch norm of evaluation in plain arithmetic; torch's own gives no gradient by the running statistics."""
+def _explicit() -> Any:
+    """A mode of torch in which gradients reach what its own functions keep them from.
+
+    Batch norm of evaluation is done in plain arithmetic, as torch's own gives no gradient by the running statistics;
+    embeddings forget which row is padding, whose gradient torch drops although its weights are read all the same.
+    """
+    from torch.nn import functional
+    from torch.overrides import TorchFunctionMode
+
+    class Explicit(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given = dict(kwargs or {})
+            if function is functional.batch_norm and not _bound(functional.batch_norm, args, given, "training"):
+                return _batch_norm(*(_bound(functional.batch_norm, args, given, name) for name in _NORM))
+            if function is functional.embedding:
+                args, given = args[:2], given | {"padding_idx": None}
+            return function(*args, **given)
+
+    return Explicit()
+
+
+_NORM = ("input", "running_mean", "running_var", "weight", "bias", "eps")
+
+
+def _bound(function: Any, args: Any, kwargs: Any, name: str) -> Any:
+    """The value of an argument of a call."""
+    found = signature(function).bind(*args, **kwargs)
+    found.apply_defaults()
+    return found.arguments[name]
+
+
+def _batch_norm(inputs: Any, mean: Any, variance: Any, weight: Any, bias: Any, eps: float) -> Any:
     shape = [1, -1] + [1] * (inputs.dim() - 2)
-    scale = (self.running_var + self.eps).rsqrt()
-    if self.weight is not None:
-        scale = scale * self.weight
-    result = (inputs - self.running_mean.reshape(shape)) * scale.reshape(shape)
-    return result if self.bias is None else result + self.bias.reshape(shape)
+    scale = (variance + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    result = (inputs - mean.reshape(shape)) * scale.reshape(shape)
+    return result if bias is None else result + bias.reshape(shape)

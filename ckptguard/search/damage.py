@@ -9,22 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.campaign.encodings import Encoding
+from ckptguard.campaign.encodings import Encoding, NativeWords, floats_of
 from ckptguard.campaign.faults import RATES, Fault
 from ckptguard.campaign.guard import TensorGuard
 from ckptguard.errors import UsageError
 from ckptguard.search.curvature import Curvature
 
 Floats = npt.NDArray[np.float64]
-Words = npt.NDArray[np.unsignedinteger]
+Weights = npt.NDArray[np.floating[Any]] | float
+"""Curvature: one number per element, or one for all."""
+Words = npt.NDArray[np.unsignedinteger[Any]]
 
 _CHUNK = 1 << 18
 _TABLE_BITS = 16
-_HARMLESS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Rates:
 
 
 def tensor_damage(
-    encoding: Encoding, rates: Rates, curvature: Floats | float, guard: TensorGuard | None = None
+    encoding: Encoding, rates: Rates, curvature: Weights, guard: TensorGuard | None = None
 ) -> tuple[float, ...]:
     """Expected damage of every bit position, 0 = most significant; infinite where a flip can give no number.
 
@@ -66,7 +68,7 @@ def tensor_damage(
         return _of_unknown(encoding, rates)
     if encoding.bits <= _TABLE_BITS:
         return _by_code(encoding, rates, curvature, guard)
-    if encoding.part_dtype.name in ("F32", "C64") and encoding.restore(encoding.words[:1]) is not None:
+    if isinstance(encoding, NativeWords) and encoding.dtype.name in ("F32", "C64"):
         return _of_float32(encoding, rates, curvature, guard)
     return _by_chunks(encoding, rates, curvature, guard)
 
@@ -76,9 +78,7 @@ def _of_unknown(encoding: Encoding, rates: Rates) -> tuple[float, ...]:
     return (damage,) * encoding.bits
 
 
-def _by_code(
-    encoding: Encoding, rates: Rates, curvature: Floats | float, guard: TensorGuard | None
-) -> tuple[float, ...]:
+def _by_code(encoding: Encoding, rates: Rates, curvature: Weights, guard: TensorGuard | None) -> tuple[float, ...]:
     """For short words: the curvature of all elements with the same code is added up first."""
     codes = np.arange(1 << encoding.bits, dtype=encoding.words.dtype)
     weights = _by_word(encoding.words, curvature, codes.size)
@@ -86,15 +86,13 @@ def _by_code(
     return _sums(encoding, rates, encoding.words.dtype.type(0) + codes[used], weights[used], guard)
 
 
-def _by_word(words: Words, curvature: Floats | float, count: int) -> Floats:
+def _by_word(words: Words, curvature: Weights, count: int) -> Floats:
     if isinstance(curvature, float):
-        return np.bincount(words, minlength=count) * curvature
-    return np.bincount(words, curvature, minlength=count)
+        return np.bincount(words, minlength=count).astype(np.float64) * curvature
+    return np.bincount(words, curvature.astype(np.float64), minlength=count).astype(np.float64)
 
 
-def _by_chunks(
-    encoding: Encoding, rates: Rates, curvature: Floats | float, guard: TensorGuard | None
-) -> tuple[float, ...]:
+def _by_chunks(encoding: Encoding, rates: Rates, curvature: Weights, guard: TensorGuard | None) -> tuple[float, ...]:
     total = np.zeros(encoding.bits)
     for start in range(0, encoding.elements, _CHUNK):
         words = encoding.words[start : start + _CHUNK]
@@ -121,8 +119,6 @@ def _sums(
 
 def _values(encoding: Encoding, words: Words, guard: TensorGuard | None) -> Floats:
     """Numbers that stored words come to."""
-    from ckptguard.campaign.encodings import floats_of
-
     restored = encoding.restore(words)
     if guard is not None:
         restored = guard.apply(restored)[0]
@@ -131,9 +127,7 @@ def _values(encoding: Encoding, words: Words, guard: TensorGuard | None) -> Floa
     return values
 
 
-def _of_float32(
-    encoding: Encoding, rates: Rates, curvature: Floats | float, guard: TensorGuard | None
-) -> tuple[float, ...]:
+def _of_float32(encoding: Encoding, rates: Rates, curvature: Weights, guard: TensorGuard | None) -> tuple[float, ...]:
     from ckptguard.kernels import damage as kernel
 
     weights = np.full(1, curvature) if isinstance(curvature, float) else curvature
@@ -170,8 +164,6 @@ def damage_table(
             restored = encoding.restore(encoding.words)
             guard = TensorGuard.of(encoding.dtype, restored.view(np.uint8))
         table[name] = (
-            _of_unknown(encoding, rates[name])
-            if found is None
-            else tensor_damage(encoding, rates[name], found, guard)
+            _of_unknown(encoding, rates[name]) if found is None else tensor_damage(encoding, rates[name], found, guard)
         )
     return table

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from ckptguard.errors import UsageError
 from ckptguard.masks import MaskSet, Rule
@@ -94,8 +95,10 @@ class Frontier:
     """
 
     def __init__(self, tensors: Sequence[TensorDamage], order: str = BITS, metadata_bits: int = 0) -> None:
-        """Args:
-        order: `bits`: any bits of a word; `top`: only leading ones, as the papers' TopBits.
+        """Work out all vertices.
+
+        Args:
+            order: `bits`: any bits of a word; `top`: only leading ones, as the papers' TopBits.
         """
         if order not in (BITS, TOP):
             raise UsageError(f"unknown order {order!r}; known: {BITS}, {TOP}")
@@ -106,7 +109,7 @@ class Frontier:
         self._start = [hull[0] for hull in hulls]
         steps = []
         for index, hull in enumerate(hulls):
-            for before, after in zip(hull, hull[1:], strict=False):
+            for before, after in pairwise(hull):
                 steps.append(Step(index, after, after.parity - before.parity, _saved(before, after)))
         steps.sort(key=_gain, reverse=True)  # stable: equal gains stay in the order of tensors, hulls in their own
         self.steps = tuple(steps)
@@ -170,7 +173,7 @@ class Frontier:
         return chosen
 
     def masks(self, vertex: int, provenance: Mapping[str, object] | None = None) -> MaskSet:
-        """One rule per group of tensors with equal mask and code, in the order of the tensors, and `none` for others."""
+        """One rule per group of tensors with equal mask and code, in the order of tensors, and `none` for others."""
         groups: dict[tuple[str, str | None], list[str]] = {}
         for tensor, choice in zip(self.tensors, self.choices(vertex), strict=True):
             if "1" in choice.mask:
@@ -205,9 +208,7 @@ def lower_hull(points: Iterable[Choice]) -> list[Choice]:
     for point in ordered:
         if hull and not point.damage < hull[-1].damage:
             continue
-        while len(hull) >= 2 and _slope(hull[-2], point) >= _slope(hull[-2], hull[-1]):
-            hull.pop()
-        if hull and point.parity == hull[-1].parity:
+        while len(hull) >= 2 and _above(hull[-2], hull[-1], point):
             hull.pop()
         hull.append(point)
     return hull
@@ -225,6 +226,12 @@ def _protected(damage: float, strength: Strength) -> float:
 
 def _saved(before: Choice, after: Choice) -> float:
     return before.damage - after.damage if math.isfinite(before.damage) else math.inf
+
+
+def _above(first: Choice, middle: Choice, last: Choice) -> bool:
+    """Whether the middle one lies on or above the line through its neighbours; nothing does where that falls from
+    infinity."""
+    return math.isfinite(first.damage) and _slope(first, last) >= _slope(first, middle)
 
 
 def _slope(before: Choice, after: Choice) -> float:

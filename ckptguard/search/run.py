@@ -21,7 +21,7 @@ from ckptguard.pipeline.work import Progress, silent
 from ckptguard.search import curvature as curvatures
 from ckptguard.search import measured
 from ckptguard.search.calibrate import Calibration
-from ckptguard.search.certify import Certificate, Claim, walk
+from ckptguard.search.certify import Certificate, Claim, Tested, walk
 from ckptguard.search.curvature import Curvature, Losses
 from ckptguard.search.methods import GRADIENTS, MEASURED, METHODS, NOTHING
 from ckptguard.search.paths import MaskPath
@@ -31,6 +31,8 @@ from ckptguard.spec import look_up
 
 DEFAULT_CODE = "ideal"
 CALIBRATION_POINTS = 6
+NO_DAMAGE = 1e-2
+"""Of the least damage that was measured: what counts as none at all."""
 STEP = math.sqrt(0.5)
 """From one certified vertex to the next, parity falls by about this factor."""
 
@@ -78,7 +80,7 @@ class SearchResult:
     calibration: Calibration | None
     certificate: Certificate | None
     asked_certificate: bool
-    walk: tuple[Any, ...]
+    walk: tuple[Tested, ...]
     seconds: dict[str, float]
     evaluations: int
     unknown: tuple[str, ...] = ()
@@ -166,7 +168,8 @@ def search(
         clock.phase("calibration")
     else:
         vertex = path.within(budget)
-    certificate, tests = None, ()
+    certificate: Certificate | None = None
+    tests: tuple[Tested, ...] = ()
     evaluations = tune.evaluations
     clean = tune.clean[tune.metric.name]
     if claim is not None:
@@ -222,6 +225,58 @@ def search(
     )
 
 
+@dataclass(frozen=True)
+class Sensitivity:
+    """The damage table of a model.
+
+    Attributes:
+        table: expected damage by tensor and bit position, 0 = most significant; infinite where it is not known.
+        source: of the curvature.
+        metadata_bits: that masks and guards cost.
+    """
+
+    table: dict[str, tuple[float, ...]]
+    words: dict[str, int]
+    faults: str
+    source: str
+    metadata_bits: int
+    unknown: tuple[str, ...]
+
+
+def sensitivity(
+    model: Path | str | Subject,
+    *,
+    evaluator: str | Callable[..., Any] | object,
+    gradients: str | Losses | None = None,
+    ber: float | None = None,
+    faults: str | None = None,
+    device: Device | None = None,
+    devices: DeviceMap | None = None,
+    method: str = "fisher",
+    representation: str = "native",
+    guard: bool = True,
+    metric: str | None = None,
+    samples: int = 128,
+    seed: int = 0,
+    framework: str = "pt",
+    threads: int = 1,
+    select: str | None = None,
+    progress: Progress = silent,
+) -> Sensitivity:
+    """What a flip of every bit position of every tensor is expected to cost, without choosing masks."""
+    source = look_up(METHODS, method, "method").curvature
+    subject = model if isinstance(model, Subject) else Subject.open(model, select)
+    by_tensor, fault_text = faults_of(subject, ber, faults, device, devices)
+    stored = Stored(representation, DEFAULT_CODE, guard=guard)
+    trials = Trials(
+        subject, evaluator, by_tensor, stored, metric=metric, seed=seed, framework=framework, threads=threads
+    )
+    found = find_curvature(source, trials, gradients, samples, seed, progress)
+    problem = Problem(trials.bare.encodings, by_tensor, stored, (DEFAULT_CODE,), found)
+    words = {name: encoding.elements for name, encoding in trials.bare.encodings.items()}
+    return Sensitivity(problem.table, words, fault_text, found.source, problem.metadata_bits, found.unknown)
+
+
 def split(evaluator: Any, calibrate: Any) -> tuple[Any, Any]:
     """What tunes and what reports: two evaluators that share no input.
 
@@ -259,7 +314,7 @@ def find_curvature(
 def calibrate_path(path: MaskPath, trials: Trials, draws: int, progress: Progress = silent) -> Calibration:
     """Measure the mean loss at a few vertices between no loss and chance, on the same draws for all.
 
-    The places follow the predicted damage, evenly in its logarithm; the ends are nothing and all that is worth it.
+    The places follow the predicted damage, evenly in its logarithm. Far below the last one nothing is lost.
     """
     ceiling = _ceiling(trials)
     damages = np.array([d if math.isfinite(d) else np.inf for d in path.damage])
@@ -274,7 +329,7 @@ def calibrate_path(path: MaskPath, trials: Trials, draws: int, progress: Progres
         predicted.append(float(damages[vertex]))
         losses.append(mean_drop(drops, ceiling))
         progress("calibration", number, len(vertices))
-    return Calibration.fit(predicted, losses)
+    return Calibration.fit([bottom * NO_DAMAGE, *predicted], [0.0, *losses])
 
 
 def least(path: MaskPath, calibration: Calibration, limit: float) -> int:
@@ -284,8 +339,8 @@ def least(path: MaskPath, calibration: Calibration, limit: float) -> int:
         if worst[vertex] <= limit:
             return vertex
     raise UsageError(
-        f"even with every worthwhile bit protected a loss of {worst[-1]:.3g} is expected, above the limit of {limit:g}; "
-        "take a stronger code or allow more"
+        f"even with every worthwhile bit protected a loss of {worst[-1]:.3g} is expected, above the limit of "
+        f"{limit:g}; take a stronger code or allow more"
     )
 
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckptguard.campaign.faults import Fault
+from ckptguard.campaign.faults import RATES, Fault
 from ckptguard.campaign.metrics import Metric, describe
+from ckptguard.campaign.sampler import LEAST_T
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import Prepared, Variant
+from ckptguard.codes.bch import Bch
 from ckptguard.errors import CkptGuardError, MissingExtraError, UsageError
 from ckptguard.evaluate.session import Session, TensorSpec, open_session
 from ckptguard.masks import MaskSet
@@ -47,7 +49,7 @@ class Trials:
         clean: metrics of those.
         metric: the one that losses are of.
         evaluations: so far.
-        decoder: of real codes; `sampled` draws failing codewords in distribution, and is faster.
+        decoder: of real codes; `sampled` draws failing codewords in distribution, and is faster, where it can.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class Trials:
         return describe(name, [self.clean[name]])
 
     def drops(self, masks: MaskSet | None, first: int, count: int) -> list[float]:
-        """Losses of the metric, positive = worse, of the draws `first` to `first + count - 1`; infinite for failures."""
+        """Losses of the metric, positive = worse, of draws `first` to `first + count - 1`; infinite for failures."""
         return self.drops_of(Prepared(self.subject, self.stored.variant(masks)), self.faults, first, count)
 
     def drops_of(
@@ -93,7 +95,7 @@ class Trials:
         return [clean - self._goodness(prepared, faults, trial, scope) for trial in range(first, first + count)]
 
     def _goodness(self, prepared: Prepared, faults: Mapping[str, Fault], trial: int, scope: Any) -> float:
-        damage = prepared.trial(faults, self.seed, trial, scope, self.decoder)
+        damage = prepared.trial(faults, self.seed, trial, scope, self._decoder(prepared, faults))
         if damage.raised:
             return -math.inf
         self.session.patch(damage.patches)
@@ -107,6 +109,13 @@ class Trials:
             self.session.undo()
         self.evaluations += 1
         return self.metric.goodness(metrics.get(self.metric.name, math.nan))
+
+    def _decoder(self, prepared: Prepared, faults: Mapping[str, Fault]) -> str:
+        """The sampler knows independent flips of one rate, and long BCH codes; without a code there is nothing to do."""
+        plain = all(fault.kind == RATES and fault.of_0 == fault.of_1 for fault in faults.values())
+        used = [coder.code for coder in prepared.coders.values()]
+        long = all(isinstance(code, Bch) and code.t >= LEAST_T for code in used)
+        return self.decoder if plain and used and long else "exact"
 
 
 def mean_drop(drops: Sequence[float], ceiling: float) -> float:
