@@ -111,7 +111,7 @@ class Trials:
         return self.metric.goodness(metrics.get(self.metric.name, math.nan))
 
     def _decoder(self, prepared: Prepared, faults: Mapping[str, Fault]) -> str:
-        """The sampler knows independent flips of one rate, and long BCH codes; without a code there is nothing to do."""
+        """The sampler knows independent flips of one rate, and long BCH codes; without codes it has no work."""
         plain = all(fault.kind == RATES and fault.of_0 == fault.of_1 for fault in faults.values())
         used = [coder.code for coder in prepared.coders.values()]
         long = all(isinstance(code, Bch) and code.t >= LEAST_T for code in used)
