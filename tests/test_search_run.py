@@ -288,3 +288,56 @@ def test_sensitivity_prints_the_worst_tensors(digits, spec):
     assert result.exit_code == 0
     assert "0.weight" in result.stdout
     assert "Fisher diagonal, 8 samples" in result.stdout
+
+
+@pytest.mark.parametrize("method", ["topbits-ddpg", "bitmask-ppo"])
+def test_agents_learn_masks_within_their_share_and_say_how_they_were_chosen(digits, spec, method, monkeypatch):
+    pytest.importorskip("stable_baselines3")
+    monkeypatch.setattr("ckptguard.search.learning.CANDIDATES", 2)
+    monkeypatch.setattr("ckptguard.search.learning.DRAWS", 2)
+    found = search(
+        digits / "model.safetensors", evaluator=spec, ber=1e-2, method=method, protected_share=0.3, episodes=36
+    )
+    learning = found.masks.provenance["learning"]
+    assert learning["episodes"] == 36
+    assert learning["evaluations"] in (36, 40)  # PPO plays whole rounds of 8
+    assert 0 <= learning["selection_accuracy"] <= 1
+    words = {name: tensor for name, tensor in Subject.open(digits / "model.safetensors").tensors.items()}
+    resolved = found.masks.resolve([(name, tensor.dtype.word_bits) for name, tensor in words.items()]).tensors
+    floats = [mask for mask in resolved if words[mask.name].dtype.name == "F32"]
+    assert {mask.mask for mask in resolved if words[mask.name].dtype.name == "I64"} == {"1" * 64}
+    if method == "topbits-ddpg":
+        total = sum(32 * words[mask.name].elements for mask in floats)
+        assert sum(mask.protected_bits * words[mask.name].elements for mask in floats) <= 0.3 * total
+        assert all(mask.mask.rstrip("0").count("0") == 0 for mask in floats)
+
+
+def test_agents_refuse_what_they_cannot_do(digits, spec):
+    pytest.importorskip("stable_baselines3")
+    model = digits / "model.safetensors"
+    with pytest.raises(UsageError, match="for a budget"):
+        search(model, evaluator=spec, ber=1e-2, method="topbits-ddpg", max_drop=1.0)
+    with pytest.raises(UsageError, match="budget of agents"):
+        search(model, evaluator=spec, ber=1e-2, protected_share=0.3)
+    with pytest.raises(UsageError, match="taken up by metadata"):
+        search(model, evaluator=spec, ber=1e-2, method="topbits-ddpg", budget=1e-6)
+    score = f"{digits}/net.py:score"
+    with pytest.raises(UsageError, match="--selection"):
+        search(
+            model, evaluator=score, calibrate=f"{digits}/net.py:even", ber=1e-2, method="topbits-ddpg", budget=0.05,
+            framework="np",
+        )  # fmt: skip
+
+
+def test_halves_of_data_are_nested_parts():
+    from ckptguard.search.learning import halves
+
+    assert halves("classification:model=a,data=b") == (
+        "classification:model=a,data=b,part=1/2",
+        "classification:model=a,data=b,part=2/2",
+    )
+    assert halves("classification:model=a,part=2/3,data=b") == (
+        "classification:model=a,data=b,part=3/6",
+        "classification:model=a,data=b,part=4/6",
+    )
+    assert halves("weights") is None

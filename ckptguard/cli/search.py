@@ -14,7 +14,14 @@ from ckptguard.errors import UsageError
 
 BELOW_LIMIT = 14
 
-_METHODS = ("fisher", "fisher-topbits", "measured", "measured-topbits", "uniform", "random")
+_TABLES = ("fisher", "fisher-topbits", "measured", "measured-topbits", "uniform", "random")
+_AGENTS = ("topbits-ddpg", "bitmask-ddpg", "topbits-sac", "bitmask-sac", "topbits-ppo", "bitmask-ppo")
+
+
+def _method(*methods: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--method", type=click.Choice(methods), default="fisher", show_default=True, help="How masks are found."
+    )
 
 
 def _storage(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,13 +39,6 @@ def _storage(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--devices", type=options.FILE, help="A device map: every tensor on its device."),
             click.option(
                 "--gradients", metavar="FILE.py:NAME", help="A function of the state dict that gives a loss per sample."
-            ),
-            click.option(
-                "--method",
-                type=click.Choice(_METHODS),
-                default="fisher",
-                show_default=True,
-                help="How masks are found.",
             ),
             click.option(
                 "--representation", metavar="SPEC", default="native", show_default=True, help="How words are stored."
@@ -85,6 +85,19 @@ def _storage(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--certify", metavar="drop=X,...", help="Prove it: drop=1.0,trials=59,share=0.95,confidence=0.95.")
 @click.option("--trials", type=click.IntRange(min=1), default=4, show_default=True, help="Draws per calibration point.")
 @click.option("--report", "report_folder", type=options.FILE, metavar="FOLDER", help="Write tables and a page there.")
+@_method(*_TABLES, *_AGENTS)
+@click.option(
+    "--episodes", type=click.IntRange(min=31), default=5000, show_default=True, help="Mask sets that an agent tries."
+)
+@click.option("--protected-share", type=float, metavar="F", help="Of all bits: an agent's budget, instead of --budget.")
+@click.option(
+    "--reward",
+    type=click.Choice(["published", "original"]),
+    default="published",
+    show_default=True,
+    help="Of an agent: as in the paper, or as in its authors' code.",
+)
+@click.option("--selection", metavar="SPEC", help="An evaluator on third data, which chooses among an agent's masks.")
 @_storage
 @options.force
 @options.select
@@ -132,6 +145,7 @@ def search(
 @click.command(short_help="Show what a flip of every bit is expected to cost.")
 @click.argument("model", type=options.FILE)
 @click.option("--report", "report_folder", type=options.FILE, metavar="FOLDER", help="Write a table and a page there.")
+@_method(*_TABLES)
 @_storage
 @options.select
 @options.prints

@@ -50,4 +50,10 @@ METHODS: dict[str, Method] = {
     "measured-topbits": Method("leading bits, by measured sensitivities", MEASURED, _top),
     "uniform": Method("the same leading bits of every tensor", NOTHING, _uniform),
     "random": Method("random bits of random tensors", NOTHING, _random),
+    "topbits-ddpg": Method("leading bits of each layer, learned by DDPG (Peng et al.)", NOTHING, None),
+    "bitmask-ddpg": Method("any bits of each layer, learned by DDPG (Peng et al.)", NOTHING, None),
+    "topbits-sac": Method("leading bits of each layer, learned by SAC", NOTHING, None),
+    "bitmask-sac": Method("any bits of each layer, learned by SAC", NOTHING, None),
+    "topbits-ppo": Method("leading bits of each layer, learned by PPO", NOTHING, None),
+    "bitmask-ppo": Method("any bits of each layer, learned by PPO", NOTHING, None),
 }

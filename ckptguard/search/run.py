@@ -19,7 +19,7 @@ from ckptguard.evaluate.frameworks import tensor_from_bytes
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline.work import Progress, silent
 from ckptguard.search import curvature as curvatures
-from ckptguard.search import measured
+from ckptguard.search import learning, measured
 from ckptguard.search.calibrate import Calibration
 from ckptguard.search.certify import Certificate, Claim, Tested, walk
 from ckptguard.search.curvature import Curvature, Losses
@@ -116,6 +116,10 @@ def search(
     guard: bool = True,
     metric: str | None = None,
     certify: Claim | str | None = None,
+    episodes: int = 5000,
+    protected_share: float | None = None,
+    reward: str = "published",
+    selection: str | Callable[..., Any] | object | None = None,
     samples: int = 128,
     trials: int = 4,
     seed: int = 0,
@@ -135,15 +139,24 @@ def search(
         gradients: `FILE.py:losses` or such a function, where the evaluator has no gradients of its own.
         codes: specs to choose from; the first is that of `protect --code`.
         certify: a claim such as `drop=1.0,trials=59`.
+        episodes, protected_share, reward: of agents: mask sets they try, the share of bits they may protect (instead
+            of `budget`), and `published` or `original`.
+        selection: an evaluator on data that neither `calibrate` nor `evaluator` uses, which chooses among an agent's
+            masks; data of `classification:` are halved once more without it.
         samples: calibration inputs that gradients are taken of.
         trials: draws per point of the calibration.
 
     Raises:
         UsageError, SpecError, MaskError: the request cannot be met.
     """
-    if sum(value is not None for value in (budget, max_drop, target)) != 1:
-        raise UsageError("a search needs one of a budget, a largest drop and a target, and only one")
     chosen_method = look_up(METHODS, method, "method")
+    wants = [budget, max_drop, target, protected_share]
+    if sum(value is not None for value in wants) != 1:
+        raise UsageError("a search needs one of a budget, a largest drop and a target, and only one")
+    if chosen_method.path is None and (max_drop is not None or target is not None):
+        raise UsageError(f"{method} learns masks for a budget (--budget or --protected-share), not for a loss")
+    if chosen_method.path is not None and protected_share is not None:
+        raise UsageError(f"--protected-share is a budget of agents; {method} takes --budget, --max-drop, ...")
     claim = Claim.parse(certify) if isinstance(certify, str) else certify
     clock = _Clock()
     subject = model if isinstance(model, Subject) else Subject.open(model, select)
@@ -151,17 +164,29 @@ def search(
     listed = (codes,) if isinstance(codes, str) else tuple(codes)
     stored = Stored(representation, listed[0], guard=guard)
     tuning, reporting = split(evaluator, calibrate)
+    if chosen_method.path is None:
+        tuning, selection = _selection(tuning, selection)
     options: dict[str, Any] = {"metric": metric, "framework": framework, "threads": threads}
     tune = Trials(subject, tuning, by_tensor, stored, seed=seed, decoder="sampled", **options)
     clock.phase("loading")
     found = find_curvature(chosen_method.curvature, tune, gradients, samples, seed, progress)
     clock.phase("curvature")
     problem = Problem(tune.bare.encodings, by_tensor, stored, listed, found)
-    assert chosen_method.path is not None
-    path = chosen_method.path(problem, seed)
-    clock.phase("frontier")
+    more: dict[str, object] = {}
+    path: MaskPath
+    if chosen_method.path is None:
+        choosing = Trials(subject, selection, by_tensor, stored, seed=seed + 2, decoder="sampled", **options)
+        plan = learning.Plan(episodes, protected_share, reward)
+        learned = learning.learned_path(problem, tune, choosing, method, budget, plan, seed, progress)
+        path, more = learned.path, {"learning": learned.provenance()}
+        clock.phase("learning")
+    else:
+        path = chosen_method.path(problem, seed)
+        clock.phase("frontier")
     calibration = None
-    if budget is None:
+    if chosen_method.path is None:
+        vertex = 0
+    elif budget is None:
         calibration = calibrate_path(path, tune, trials, progress)
         limit = max_drop if max_drop is not None else _drop_to(tune, target)
         vertex = least(path, calibration, limit)
@@ -174,7 +199,7 @@ def search(
     clean = tune.clean[tune.metric.name]
     if claim is not None:
         report = Trials(subject, reporting, by_tensor, stored, seed=seed + 1, **options)
-        order = certification_order(path, vertex, fixed=budget is not None)
+        order = certification_order(path, vertex, fixed=max_drop is None and target is None)
         results, passed = walk(
             [(v, path.charged(v)) for v in order], claim, lambda v, n: _fresh(report, path, v, n, claim, progress)
         )
@@ -199,7 +224,7 @@ def search(
         "redundancy": path.redundancy(vertex),
         "charged_redundancy": path.charged(vertex),
         "metric": tune.metric.name,
-    }
+    } | more
     if math.isfinite(path.damage[vertex]):
         provenance["predicted_damage"] = path.damage[vertex]
     if calibration is not None:
@@ -275,6 +300,19 @@ def sensitivity(
     problem = Problem(trials.bare.encodings, by_tensor, stored, (DEFAULT_CODE,), found)
     words = {name: encoding.elements for name, encoding in trials.bare.encodings.items()}
     return Sensitivity(problem.table, words, fault_text, found.source, problem.metadata_bits, found.unknown)
+
+
+def _selection(tuning: Any, selection: Any) -> tuple[Any, Any]:
+    """What episodes are evaluated with, and what chooses among their masks."""
+    if selection is not None:
+        return tuning, selection
+    found = learning.halves(tuning)
+    if found is None:
+        raise UsageError(
+            "give --selection SPEC, an evaluator on third data: the best of many episodes is the luckiest, so masks "
+            "are chosen on data that they were not found with. Data of `classification:` are halved without it."
+        )
+    return found
 
 
 def split(evaluator: Any, calibrate: Any) -> tuple[Any, Any]:
