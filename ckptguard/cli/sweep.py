@@ -35,10 +35,14 @@ def _faults(function: Callable[..., Any]) -> Callable[..., Any]:
                 multiple=True,
                 help="Of the device, one point each: pe=1000,days=90, or @PRESET. Repeatable.",
             ),
-            click.option("--devices", "device_map", type=options.FILE, help="A device map: every tensor on its device."),
+            click.option(
+                "--devices", "device_map", type=options.FILE, help="A device map: every tensor on its device."
+            ),
             click.option("--tensors", metavar="GLOB", multiple=True, help="Only these tensors are hit. Repeatable."),
             click.option("--layer-types", metavar="A,B", help="Only layers of these classes: Linear,Conv."),
-            click.option("--bits", metavar="LIST", help="Only these bit positions, such as 0-8; 0 is the most significant."),
+            click.option(
+                "--bits", metavar="LIST", help="Only these bit positions, such as 0-8; 0 is the most significant."
+            ),
             click.option("--fields", metavar="LIST", help="Only these fields: sign,exponent,fraction."),
             click.option("--per-layer", is_flag=True, help="One layer at a time."),
             click.option("--per-tensor", is_flag=True, help="One tensor at a time."),
@@ -77,6 +81,13 @@ def _variants(function: Callable[..., Any]) -> Callable[..., Any]:
                 help="For what cannot be corrected. Repeatable: they are compared.",
             ),
             click.option("--guard", is_flag=True, help="Range guards on."),
+            click.option(
+                "--decoder",
+                type=click.Choice(["exact", "sampled"]),
+                default="exact",
+                show_default=True,
+                help="sampled: of long BCH codes only the codewords that fail are drawn.",
+            ),
             click.option("--controls", is_flag=True, help="Add no protection, full protection and an ideal code."),
         )
     ):
@@ -90,16 +101,24 @@ def _statistics(function: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option("--eval", "evaluator", metavar="SPEC", required=True, help="What scores a model; see below."),
             click.option(
-                "--framework", type=click.Choice(["pt", "np"]), default="pt", show_default=True,
+                "--framework",
+                type=click.Choice(["pt", "np"]),
+                default="pt",
+                show_default=True,
                 help="Tensors that a function gets: torch's or numpy's.",
             ),
             click.option("--metric", metavar="NAME", help="The main metric. Default: the evaluator's first."),
             click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Of every point. Default: 59."),
             click.option("--until", metavar="RULE", help="Stop a point early: halfwidth=0.5 or verdict."),
             click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="With --until. Default: 1000."),
-            click.option("--limit", metavar="METRIC=CHANGE", help="What may be lost, such as accuracy=-0.5: a verdict."),
             click.option(
-                "--claim", type=click.Choice(["share", "mean"]), default="share", show_default=True,
+                "--limit", metavar="METRIC=CHANGE", help="What may be lost, such as accuracy=-0.5: a verdict."
+            ),
+            click.option(
+                "--claim",
+                type=click.Choice(["share", "mean"]),
+                default="share",
+                show_default=True,
                 help="Whether a share of all devices keeps the limit, or their mean.",
             ),
             click.option("--judge", "judged", metavar="VARIANT", multiple=True, help="Default: the first. Repeatable."),
@@ -111,7 +130,9 @@ def _statistics(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--direction", "directions", metavar="METRIC=higher|lower", multiple=True, help="Which is better."
             ),
-            click.option("--fleet", type=click.IntRange(min=1), default=1, metavar="N", help="Devices, for times to failure."),
+            click.option(
+                "--fleet", type=click.IntRange(min=1), default=1, metavar="N", help="Devices, for times to failure."
+            ),
         )
     ):
         function = option(function)
@@ -125,7 +146,9 @@ def _work(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--seed", type=int, default=0, show_default=True, help="Decides which bits flip."),
             click.option("-j", "--jobs", type=click.IntRange(min=1), help="Workers. Default: one per processor."),
             click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each worker."),
-            click.option("--backend", type=click.Choice(_BACKENDS), help="Where workers run. Default: loky (processes)."),
+            click.option(
+                "--backend", type=click.Choice(_BACKENDS), help="Where workers run. Default: loky (processes)."
+            ),
             click.option("--part", metavar="I/N", help="Do the I-th of N shares of the trials; see `ckptguard merge`."),
             click.option("--resume", is_flag=True, help="Go on with a folder that is there."),
             click.option("--figures", metavar="LIST", help="Also draw figures as files: png,pdf,svg."),
@@ -233,7 +256,9 @@ def _tell(output: Output, command: str, found: Run, formats: tuple[str, ...], no
 
     def text() -> str:
         if not found.complete:
-            return f"part {found.campaign['part']}: {len(found.rows)} results in {found.folder}; `ckptguard merge` is next"
+            return (
+                f"part {found.campaign['part']}: {len(found.rows)} results in {found.folder}; `ckptguard merge` is next"
+            )
         rows = [row.to_json() for row in found.rows]
         return f"{campaign.text(found.campaign, rows)}\n\n{_footer(found, files)}"
 
@@ -246,8 +271,8 @@ def _footer(found: Run, files: list[str]) -> str:
     speed = f", {run['trials'] / run['seconds']:.3g} a second" if run["trials"] and run["seconds"] else ""
     golden = sum(said == "passed" for said in checks["golden"].values())
     lines = [
-        f"checks passed: null, golden ({golden} of {len(checks['golden'])} variants), {checks['flips']['counts']} counts "
-        "of flips",
+        f"checks passed: null, golden ({golden} of {len(checks['golden'])} variants), "
+        f"{checks['flips']['counts']} counts of flips",
         f"{run['trials']} trials now ({run['evaluations']} evaluations) in {run['seconds']:.1f} s{speed}",
         *files[-1:],
     ]
