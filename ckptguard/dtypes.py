@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SIGN_MAGNITUDE, TWOS_COMPLEMENT, UNSIGNED, UNORDERED = "sign-magnitude", "twos-complement", "unsigned", "unordered"
+"""How the values of words are ordered: floats as sign and magnitude; packed small floats, as bytes, not at all."""
+
 
 @dataclass(frozen=True)
 class DType:
@@ -25,6 +28,15 @@ class DType:
     def words(self, size: int) -> int:
         """How many mask words `size` bytes hold."""
         return size * 8 // self.word_bits
+
+    @property
+    def order(self) -> str:
+        """How the values of its words are ordered."""
+        if self.name in ("F4", "F6_E2M3", "F6_E3M2"):
+            return UNORDERED
+        if self.name[0] == "I":
+            return TWOS_COMPLEMENT
+        return UNSIGNED if (self.name[0] in "UB" and self.name != "BF16") or self.name == "F8_E8M0" else SIGN_MAGNITUDE
 
 
 _ALL = (

@@ -13,7 +13,7 @@ from ckptguard import serving
 from ckptguard.devices import DeviceMap
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
-from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected
+from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET, Protected
 from ckptguard.serving.handle import DEFAULT_BACKEND, Filename, TakeReport
 
 __all__ = ["load_file", "save_file"]
@@ -24,11 +24,14 @@ def load_file(
     *,
     backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
+    guard: bool = True,
     report: TakeReport | None = None,
     jobs: int | None = None,
 ) -> dict[str, Any]:
     """All arrays of a container by name; see `ckptguard.load_file`."""
-    return serving.load_file(filename, framework="np", backend=backend, on_error=on_error, report=report, jobs=jobs)
+    return serving.load_file(
+        filename, framework="np", backend=backend, on_error=on_error, guard=guard, report=report, jobs=jobs
+    )
 
 
 def save_file(
@@ -42,6 +45,7 @@ def save_file(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
+    guard: str = DEFAULT_GUARD,
     overwrite: bool = True,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -57,6 +61,7 @@ def save_file(
         representation=representation,
         devices=devices,
         target=target,
+        guard=guard,
         overwrite=overwrite,
         jobs=jobs,
         progress=progress,

@@ -12,7 +12,7 @@ from ckptguard.devices import DeviceMap
 from ckptguard.evaluate.frameworks import import_torch
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
-from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected
+from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET, Protected
 from ckptguard.serving import load_file, save_file
 from ckptguard.serving.handle import DEFAULT_BACKEND, Filename, TakeReport
 from ckptguard.serving.save import save_written
@@ -31,6 +31,7 @@ def load_model(
     *,
     backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
+    guard: bool = True,
     report: TakeReport | None = None,
     jobs: int | None = None,
 ) -> tuple[list[str], list[str]]:
@@ -44,7 +45,7 @@ def load_model(
     import_torch()
     from safetensors.torch import _remove_duplicate_names
 
-    state = load_file(filename, device, backend=backend, on_error=on_error, report=report, jobs=jobs)
+    state = load_file(filename, device, backend=backend, on_error=on_error, guard=guard, report=report, jobs=jobs)
     # as safetensors: of names that share memory one stands for all, preferably the one in the file
     aliases = _remove_duplicate_names(model.state_dict(), preferred_names=list(state))
     not_loaded, unexpected = model.load_state_dict(state, strict=False)
@@ -76,6 +77,7 @@ def save_model(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
+    guard: str = DEFAULT_GUARD,
     overwrite: bool = True,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -99,6 +101,7 @@ def save_model(
         representation=representation,
         devices=devices,
         target=target,
+        guard=guard,
         overwrite=overwrite,
         jobs=jobs,
         progress=progress,

@@ -50,7 +50,7 @@ def _points(kind: str) -> list[Record]:
     if kind == "device":
         places = [(0, 2.3e-5), (1000, 2e-4), (3000, 6.8e-3)]
         return [
-            _point(i, f"pe={pe},days=90", None, rate, "all", _device(pe, rate)) for i, (pe, rate) in enumerate(places)
+            _point(i, f"pe={pe},days=90", rate, rate, "all", _device(pe, rate)) for i, (pe, rate) in enumerate(places)
         ]
     rates = {"layer": (1e-3,), "bit": (1e-3,), "layerbits": (1e-3,), "bits": (1e-4, 1e-3, 1e-2)}.get(kind, RATES)
     pairs = [(rate, group) for rate in rates for group in _groups(kind)]

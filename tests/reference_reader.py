@@ -6,8 +6,10 @@ shard file against what the document says should be there: gaps, armour, parity,
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import operator
 import struct
 from fractions import Fraction
 from functools import cache
@@ -289,6 +291,8 @@ def read_shard(data: bytes, beside: bytes | None) -> tuple[dict[str, Any], list[
     record = json.loads(sections["PLAN"])
     parity = data[parity_offset : parity_offset + block["parity"]]
     check_payload(record, payload, parity, sections["DGST"])
+    if "GRDS" in sections:
+        check_guards(record, payload, sections["GRDS"])
     scales = struct.unpack(f"<{len(record['parts'])}d", sections["SCAL"]) if "SCAL" in sections else None
     written, start = [], 0
     for place, part in enumerate(record["parts"]):
@@ -306,6 +310,68 @@ def read_shard(data: bytes, beside: bytes | None) -> tuple[dict[str, Any], list[
     info = json.loads(sections["INFO"])
     assert (block["shards"], info["shards"][block["shard"]]) == (len(info["shards"]), info["shards"][block["shard"]])
     return info | {"shard": block["shard"], "set_id": block["set_id"]}, written, metadata
+
+
+def guarded_words(part: dict[str, Any], stored: bytes) -> tuple[int, int, list[int]]:
+    """(bits of a word, bytes of it, the words) as range guards see a part (section 5.1)."""
+    if part["representation"] == "native":
+        size = WORD_BITS.get(part["dtype"], 8) // 8
+        return 8 * size, size, [int.from_bytes(stored[i : i + size], "little") for i in range(0, len(stored), size)]
+    m = len(part["mask"])
+    words = struct.unpack(f"<{len(stored) // 8}Q", stored)
+    count = part["bytes"] * 8 // WORD_BITS[part["dtype"]]
+    codes = [sum((words[e // 64 * m + j] >> e % 64 & 1) << (m - 1 - j) for j in range(m)) for e in range(count)]
+    return m, 2, codes
+
+
+def guard_key(part: dict[str, Any], bits: int, word: int) -> int | None:
+    """Where a word stands in the order of values; None where there is none."""
+    half, dtype = 1 << (bits - 1), part["dtype"]
+    if part["representation"] != "native":
+        by_magnitude, unsigned = "sign-magnitude" in part["representation"], False
+    else:
+        by_magnitude = (dtype[0] == "F" or dtype in ("BF16", "C64")) and dtype != "F8_E8M0"
+        unsigned = dtype[0] == "U" or dtype in ("BOOL", "F8_E8M0")
+        if dtype in ("F4", "F6_E2M3", "F6_E3M2"):
+            return None
+    if unsigned:
+        return word
+    if by_magnitude:
+        return word + half if word < half else (1 << bits) - 1 - word
+    return (word + half) % (1 << bits)
+
+
+def check_guards(record: dict[str, Any], payload: bytes, content: bytes) -> None:
+    """Guards say of every group what its words are, and nothing follows them."""
+    count, start, by_width = len(record["parts"]), 0, dict[int, list[tuple[dict[str, Any], int, list[int]]]]()
+    sizes = struct.unpack_from(f"<{count}I", content)
+    for part, size in zip(record["parts"], sizes, strict=True):
+        stored = payload[start : start + part["stored"]]
+        start += part["stored"]
+        if size:
+            assert part["kind"] == "tensor"
+            bits, width, words = guarded_words(part, stored)
+            step = len(words) if size == 0xFFFFFFFF else size
+            groups = [(part, bits, words[i : i + step]) for i in range(0, len(words), step)]
+            by_width.setdefault(width, []).extend(groups)
+    at = 4 * count
+    for width in sorted(by_width):
+        groups, columns = by_width[width], []
+        for _ in range(4):
+            planes = [content[at + i * len(groups) : at + (i + 1) * len(groups)] for i in range(width)]
+            columns.append([int.from_bytes(entry, "big") for entry in zip(*planes, strict=True)])
+            at += width * len(groups)
+        for (part, bits, words), ever, always, low, high in zip(groups, *columns, strict=True):
+            assert ever == functools.reduce(operator.or_, words)
+            assert always == functools.reduce(operator.and_, words)
+            keys = [guard_key(part, bits, word) for word in words]
+            if None in keys or (part["dtype"].endswith("FNUZ") and 0x80 in words):
+                assert (low, high) == (0, (1 << bits) - 1)
+                continue
+            slack = (1 << max(bits - 16, 0)) - 1 if part["dtype"] in ("F32", "F64", "C64") else 0
+            numbers = [key for key in keys if key is not None]
+            assert (low, high) == (min(numbers) & ~slack, max(numbers) | slack)
+    assert at == len(content)
 
 
 def check_payload(record: dict[str, Any], payload: bytes, parity: bytes, digests: bytes) -> None:

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from ckptguard.campaign.record import Run
 from ckptguard.campaign.sweep import sweep
 
-EVALUATOR = '''
+EVALUATOR = """
 import numpy as np
 
 CLASSES, WIDTH = 8, 16
@@ -62,7 +62,7 @@ def limitless(state):
     return {"niceness": float(np.abs(state["head.bias"]).sum())}
 
 
-'''
+"""
 
 
 def model(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from sweeps import model, small
 
 from ckptguard.campaign import checks
 from ckptguard.campaign.checks import CheckError
-from ckptguard.campaign.design import make_points, rate_sources
+from ckptguard.campaign.design import fault_sources, make_points, rate_sources
 from ckptguard.campaign.faults import Scope
 from ckptguard.campaign.results import Row
 from ckptguard.campaign.variants import Prepared
-from ckptguard.errors import CkptGuardError
+from ckptguard.errors import CkptGuardError, MismatchError
 from ckptguard.evaluate.live import LiveSession
 
 pytest.importorskip("joblib")
@@ -77,7 +78,7 @@ def test_an_encoding_that_changes_native_weights_is_caught(place: Path, monkeypa
         prepared.base = dict(prepared.base) | {"head.bias": prepared.base["head.bias"] ^ np.uint8(1)}
 
     monkeypatch.setattr(Prepared, "__init__", sloppy)
-    with pytest.raises(CheckError, match="change tensor 'head.bias', which has to stay bit-identical"):
+    with pytest.raises(CheckError, match=r"change tensor 'head\.bias', which has to stay bit-identical"):
         small(place, "run")
 
 
@@ -97,7 +98,11 @@ def test_a_container_that_restores_other_weights_is_caught(place: Path, monkeypa
 
 def test_the_golden_check_says_what_has_no_container(place: Path) -> None:
     notes: list[str] = []
-    variants = ["name=a;code=bch:63,45;representation=fixed:8", "name=b;code=ideal", "name=c;representation=cast:bfloat16"]
+    variants = [
+        "name=a;code=bch:63,45;representation=fixed:8",
+        "name=b;code=ideal",
+        "name=c;representation=cast:bfloat16",
+    ]
     run = small(place, "run", variants=variants, trials=1, note=notes.append)
     assert run.campaign["checks"]["golden"]["a"] == "passed"
     assert run.campaign["checks"]["golden"]["b"] == "skipped: an ideal code has no container"
@@ -136,7 +141,9 @@ def test_an_evaluator_that_raises_and_is_broken_from_then_on_stops_the_campaign(
         small(place, "run", evaluator=task(place, "stumbles"), ber="0.1", trials=20)
 
 
-def test_a_worker_that_scores_the_clean_model_otherwise_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_scores_the_clean_model_otherwise_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin = checks.begin
 
     def elsewhere(work: Any) -> Any:
@@ -151,7 +158,7 @@ def test_a_worker_that_scores_the_clean_model_otherwise_is_refused(place: Path, 
 def rows(count: int, shift: int = 0) -> list[Row]:
     """Rows of one point with 1,000 bits in plane 0, flipped at 0.1."""
     tally = {"flips_by_bit": {"0": 100 + shift}, "residual_by_bit": {}, "residual_by_tensor": {}}
-    counts = {"parity_flips": 5, "parity_bits": 50}
+    counts = {"flips": 100 + shift, "parity_flips": 5, "parity_bits": 50}
     return [Row("p00", "v", trial, {}, False, None, 100.0, 5.0, counts, tally) for trial in range(count)]
 
 
@@ -161,7 +168,9 @@ def test_flips_outside_the_tails_of_their_binomial_distribution_are_caught() -> 
     found = checks.flips(rows(4, 10), points, planes)
     assert found["counts"] == 2
     expected = min(
-        float(tail) for k, n in ((440, 4000), (20, 200)) for tail in (stats.binom(n, 0.1).sf(k - 1), stats.binom(n, 0.1).cdf(k))
+        float(tail)
+        for k, n in ((440, 4000), (20, 200))
+        for tail in (stats.binom(n, 0.1).sf(k - 1), stats.binom(n, 0.1).cdf(k))
     )
     assert found["smallest_tail"] == pytest.approx(expected)
     checks.flips(rows(4, 22), points, planes)
@@ -177,3 +186,35 @@ def test_every_plane_of_a_run_is_counted(place: Path) -> None:
     assert planes == {str(plane): 136 for plane in range(9)}
     assert run.campaign["checks"]["flips"]["counts"] == 9 + 1
     assert run.campaign["checks"]["flips"]["smallest_tail"] > 1e-6
+
+
+def test_flips_of_bits_with_several_probabilities_are_held_against_a_chernoff_bound() -> None:
+    points = make_points(fault_sources(["asymmetric:0.1,0.2"]), ["w"], scope=Scope())
+    assert checks.flips(rows(4, 10), points, {"v": {"p00": {}}})["counts"] == 2
+    with pytest.raises(CheckError, match=r"message: 520 flips were drawn where 400 are expected"):
+        checks.flips(rows(4, 30), points, {"v": {"p00": {}}})
+    for count, mean in ((520, 400.0), (300, 400.0), (3, 0.5), (0, 12.0)):
+        exact = stats.binom(100_000, mean / 100_000)
+        tail = exact.sf(count - 1) if count > mean else exact.cdf(count)
+        assert tail <= checks._chernoff(count, mean) <= 30 * math.sqrt(mean + 1) * tail
+
+
+def test_faults_of_exactly_k_flips_have_k_in_every_trial() -> None:
+    points = make_points(fault_sources(["flips:105"]), ["w"], scope=Scope())
+    assert checks.flips(rows(3), points, {"v": {"p00": {}}})["counts"] == 1
+    with pytest.raises(CheckError, match=r"trial 0: 107 flips were drawn where 105 are expected"):
+        checks.flips(rows(3, 2), points, {"v": {"p00": {}}})
+    bursts = make_points(fault_sources(["erasure:64,0.1"]), ["w"], scope=Scope())
+    assert checks.flips(rows(3), bursts, {"v": {"p00": {}}})["counts"] == 0
+
+
+def test_sampled_failures_hit_unprotected_bits_as_the_exact_decoder_does(place: Path) -> None:
+    asked: dict[str, Any] = {"masks": "top:9", "code": "bch:255,131", "ber": "1e-3", "trials": 20, "golden": False}
+    exact, sampled = (small(place, decoder, decoder=decoder, **asked) for decoder in ("exact", "sampled"))
+    (planes,) = sampled.campaign["checks"]["planes"]["bch:255,131"].values()
+    assert planes == {str(plane): 136 for plane in range(9, 32)}
+    assert [row.tallies["residual_by_bit"] for row in sampled.rows] == [
+        row.tallies["residual_by_bit"] for row in exact.rows
+    ]
+    with pytest.raises(MismatchError, match="different: decoder"):
+        small(place, "exact", decoder="sampled", resume=True, **asked)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,12 @@ pytest.importorskip("joblib")
 pytest.importorskip("scipy")
 pytest.importorskip("threadpoolctl")
 
-COMPARED: dict[str, Any] = {"masks": "top:9", "code": "bch:63,45", "representations": ["native", "fixed:8"], "controls": True}
+COMPARED: dict[str, Any] = {
+    "masks": "top:9",
+    "code": "bch:63,45",
+    "representations": ["native", "fixed:8"],
+    "controls": True,
+}
 QUICK = COMPARED | {"golden": False}
 
 
@@ -92,12 +96,26 @@ def test_a_sum_of_what_was_evaluated_counts_equal_damage_once(whole: Run) -> Non
 
 
 @pytest.fixture
-def killed(place: Path) -> Iterator[Path]:
+def killed(place: Path) -> Path:
     """The folder of a run of a slow evaluator that was killed in its middle by SIGKILL."""
     slow = place / "slow.py"
-    slow.write_text("import time\nfrom task import score\n\n\ndef slowly(state):\n    time.sleep(0.05)\n    return score(state)\n")
+    slow.write_text(
+        "import time\nfrom task import score\n\n\ndef slowly(state):\n    time.sleep(0.05)\n    return score(state)\n"
+    )
     folder = place / "killed"
-    command = [sys.executable, "-m", "ckptguard", "sweep", "m.safetensors", "-o", "killed", "--ber", "1e-2", "--trials", "200"]
+    command = [
+        sys.executable,
+        "-m",
+        "ckptguard",
+        "sweep",
+        "m.safetensors",
+        "-o",
+        "killed",
+        "--ber",
+        "1e-2",
+        "--trials",
+        "200",
+    ]
     command += ["--eval", "slow.py:slowly", "--framework", "np", "-j1", "-q", "--no-report"]
     root = Path(__file__).parent.parent
     process = subprocess.Popen(command, cwd=place, env={**os.environ, "PYTHONPATH": str(root)})
@@ -109,7 +127,7 @@ def killed(place: Path) -> Iterator[Path]:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    yield folder
+    return folder
 
 
 def test_a_run_killed_in_its_middle_resumes_to_the_same_bytes(place: Path, killed: Path) -> None:
@@ -178,10 +196,10 @@ def test_parts_merged_are_the_whole(place: Path, whole: Run) -> None:
     with pytest.raises(MismatchError, match="is a part of another campaign"):
         merge([parts[0].folder, other.folder, parts[2].folder], place / "gap")
     longer = small(place, "longer", part="2/3", **(QUICK | {"trials": 7}))
-    with pytest.raises(MismatchError, match="differs from .* in trials"):
+    with pytest.raises(MismatchError, match=r"differs from .* in trials"):
         merge([parts[0].folder, longer.folder, parts[2].folder], place / "gap")
     half = small(place, "half", part="2/2", **QUICK)
-    with pytest.raises(MismatchError, match="is part 2/2, .* is part 1/3"):
+    with pytest.raises(MismatchError, match=r"is part 2/2, .* is part 1/3"):
         merge([parts[0].folder, half.folder, parts[2].folder], place / "gap")
     rows = (parts[1].folder / "results.jsonl").read_text().splitlines(keepends=True)
     (parts[1].folder / "results.jsonl").write_text("".join(rows[:-1]))

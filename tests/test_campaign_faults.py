@@ -16,6 +16,7 @@ from ckptguard.campaign.faults import Scope
 from ckptguard.campaign.shells import draw
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import Prepared, Variant
+from ckptguard.devices import Device
 from ckptguard.errors import SpecError, UsageError
 from ckptguard.masks import MaskSet
 
@@ -289,6 +290,11 @@ def test_requests_that_cannot_be_met_are_refused(folder: Path) -> None:
         Scope(bits=(64,))
     with pytest.raises(UsageError, match="a trial"):
         prepared.draw(faults.make("single"), 1, -1)
+
+
+def test_a_device_of_which_nothing_is_known_has_no_fault() -> None:
+    with pytest.raises(UsageError, match="nothing is known of the device 'tape'"):
+        faults.of_devices({"a": Device("tape")})
 
 
 def test_tensors_on_different_devices_have_faults_of_their_own(folder: Path) -> None:

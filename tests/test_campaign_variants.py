@@ -153,6 +153,9 @@ def test_a_container_is_a_subject_with_its_own_masks_codes_and_devices(tmp_path:
     assert subject.devices["half"].name == "disk"
     prepared = Prepared(subject, subject.variant)
     again = Prepared(plain, Variant("same", "fixed:9", masks, "bch:255,131"))
+    damage = prepared.trial(faults.of_devices(subject.devices), 1, 0)
+    large = 9 * subject.tensors["large"].elements
+    assert damage.expected_flips == pytest.approx(0.001 * large + 0.01 * (damage.stored_bits - large))
     assert prepared.masks["large"] == ("110000000", "secded:72,64")
     assert prepared.masks["half"] == ("111100000", "bch:255,131")
     assert prepared.masks["flags"] == ("00000000", "none")

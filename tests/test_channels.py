@@ -347,7 +347,7 @@ def test_positions_of_a_word_flip_as_often_as_the_channel_says(spec):
     """Held loosely against what was drawn: clustered flips spread wider than independent ones do."""
     channel = channels.make(spec)
     rates = channel.flip_probability(16)
-    data = np.random.default_rng(4).integers(0, 256, 48 * BLOCK_BYTES, dtype=np.uint8)
+    data = np.random.default_rng(4).integers(0, 256, 32 * BLOCK_BYTES, dtype=np.uint8)
     before = bits_of_words(data)
     flips = before ^ bits_of_words(corrupted(spec, data))
     assert rates.shape == (16, 2)
@@ -568,13 +568,13 @@ class SlowStream:
         return sum(self.happens(digit) << j for j, digit in enumerate(digits))
 
     def places(self, count: int, bits: int) -> list[int]:
-        found: list[int] = []
+        found: dict[int, None] = {}  # in order, and quick to look up
         while len(found) < count:
             r = self.draw()
             for place in (r >> shift & 0xFFFF for shift in (0, 16, 32, 48)):
                 if place < bits and place not in found and len(found) < count:
-                    found.append(place)
-        return found
+                    found[place] = None
+        return list(found)
 
 
 @pytest.mark.parametrize(("p01", "p10"), [(0.02, 0.02), (0.03, 0.01), (0.001, 0.02)])
@@ -612,9 +612,135 @@ def test_bursts_agree_with_their_slow_twin():
     assert np.array_equal(bits_of(corrupted(channel.spec, data)), bits)
 
 
+@pytest.mark.parametrize(
+    ("spec", "pages"),
+    [
+        ("levelmap:0/1/2/3/4/5/6/7,0.2/0.25/0.2/0.2/0.3/0.2/0.2/0.2,ml,gray,pages", True),
+        ("levelmap:0/1/2/3,0.2/0.25/0.2/0.3,ml,3/1/0/2,bits", False),
+        ("levelmap:0/1,0.1/3,0.5,binary,bits", False),
+        ("levelmap:0/1,2/1,-0.7,binary,bits", False),
+    ],
+)
+def test_level_maps_agree_with_their_slow_twin(spec, pages):
+    channel = channels.make(spec)
+    blocks = [BLOCK_BYTES, 1001] if channel.cell_bits > 1 else [20_001]  # most cells of one bit are candidates here
+    data = stored(sum(blocks))
+    result = np.unpackbits(data)
+    key = int(stream_key(NoiseKey(1, "a"), channel.spec))
+    width, labels = channel.cell_bits, list(channel.labels)
+    away = channel.transitions * (1 - np.eye(len(labels)))
+    most = float(away.sum(axis=1).max())
+    block_parts = math.ceil(math.ceil(8 * BLOCK_BYTES / width) / 65536)
+    for block, size_here in enumerate(blocks):
+        begin, bits = block * 8 * BLOCK_BYTES, 8 * size_here
+        cells = (bits + width - 1) // width
+        for part, first in enumerate(range(0, cells, 65536)):
+            stream, size = SlowStream(key, block * block_parts + part), min(65536, cells - first)
+            places = stream.places(stream.binomial(size, min(most, 1 - most)), size)
+            if most > 0.5:
+                places = sorted(set(range(size)) - set(places))
+            for cell in (first + place for place in places):
+                at = [i * cells + cell if pages else cell * width + width - 1 - i for i in range(width)]
+                label = sum(int(result[begin + q]) << i for i, q in enumerate(at) if q < bits)
+                level, u = labels.index(label), stream.draw() >> 1
+                bounds = [int(of_2_to_63(min(1.0, float(x)))) for x in np.cumsum(away[level]) / most]
+                read = sum(u >= bound for bound in bounds)
+                change = label ^ labels[read] if read < len(labels) else 0
+                for i, q in enumerate(at):
+                    if q < bits:
+                        result[begin + q] ^= change >> i & 1
+    assert np.array_equal(np.unpackbits(corrupted(spec, data)), result)
+
+
+@pytest.mark.parametrize(("p", "ones", "access"), [(0.01, 0.5, 1.0), (0.03, 0.8, 0.3), (1e-6, 0.5, 1.0)])
+def test_stuck_bits_agree_with_their_slow_twin(p, ones, access):
+    spec = channels.make(f"stuck:{p},{ones},{access}").spec
+    data = stored(8192 + 500)
+    bits = bits_of(data)
+    key, reading = (int(stream_key(NoiseKey(1, "a"), name)) for name in ("stuck", "stuck access"))
+    edges = [0.0, *(2.0**e for e in range(-20, 0))]
+    last = next(i for i, edge in enumerate(edges[1:]) if p <= edge)
+    kept = int(of_2_to_63((p - edges[last]) / (edges[last + 1] - edges[last])))
+    for part, (begin, size) in enumerate([(0, 65536), (65536, 4000)]):
+        seen = set()
+        for shell in range(last + 1):
+            stream = SlowStream(key, part * 64 + shell)
+            share = (edges[shell + 1] - edges[shell]) / (1 - edges[shell])
+            for place in stream.places(stream.binomial(size, share), size):
+                is_kept, value = stream.happens(kept) or shell < last, stream.happens(int(of_2_to_63(ones)))
+                index = ((part << 16) + place + 1) * 0x9E3779B97F4A7C15 & stream.WORD
+                errs = stream.mix(reading ^ stream.mix(index)) >> 1 < int(of_2_to_63(access))
+                if place not in seen and is_kept and errs:
+                    bits[begin + place] = value
+                seen.add(place)
+    assert np.array_equal(bits_of(corrupted(spec, data)), bits)
+
+
+@pytest.mark.parametrize(("p", "least", "most", "unit"), [(0.01, 2, 8, 1), (0.8, 3, 7, 512)])
+def test_clusters_agree_with_their_slow_twin(p, least, most, unit):
+    spec = channels.make(f"cluster:{p},{least},{most},{unit}").spec
+    data = stored(BLOCK_BYTES + 3001)
+    bits = np.concatenate([bits_of(data), np.zeros(8 * BLOCK_BYTES, np.uint8)])
+    key, units = int(stream_key(NoiseKey(1, "a"), spec)), BLOCK_BYTES // unit
+    for block in (0, 1):
+        stream = SlowStream(key, block)
+        places = stream.places(stream.binomial(units, min(p, 1 - p)), units)
+        for place in sorted(set(range(units)) - set(places)) if p > 0.5 else places:
+            mask = (1 << (most - least).bit_length()) - 1
+            while (more := stream.draw() & mask) > most - least:
+                pass
+            found: list[int] = []
+            while len(found) < least + more:
+                r = stream.draw()
+                for at in (r >> shift & 8 * unit - 1 for shift in (0, 16, 32, 48)):
+                    if at not in found and len(found) < least + more:
+                        found.append(at)
+            for at in found:
+                bits[block * 8 * BLOCK_BYTES + place * 8 * unit + at] ^= 1
+    assert np.array_equal(bits_of(corrupted(spec, data)), bits[: 8 * data.size])
+
+
+def test_runs_of_lost_units_agree_with_their_slow_twin():
+    spec, p, run = "erasure:16,0.05,zeros,6.0", 0.05, 6.0
+    data = np.ones(2 * BLOCK_BYTES + 100, np.uint8)
+    expected = data.copy()
+    key = int(stream_key(NoiseKey(1, "a"), spec))
+    for group in range(math.ceil(data.size / (16 * 4096))):
+        stream, at = SlowStream(key, group), 0
+        lost = stream.happens(int(of_2_to_63(p)))
+        while at < 4096:
+            end = at + 1 + stream.geometric(1 / run if lost else p / (1 - p) / run)
+            if lost:
+                first = group * 4096
+                expected[16 * (first + at) : 16 * (first + min(end, 4096))] = 0
+            at, lost = end, not lost
+    assert np.array_equal(corrupted(spec, data), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("p", [1e-2, 1e-3, 1e-6])
 def test_bsc_rate_holds_over_a_gigabit(p):
     data = np.zeros(1 << 27, np.uint8)
     channels.make(f"bsc:{p}").corrupt(data, 0, NoiseKey(5))
     assert_binomial(int(np.bitwise_count(data).sum()), 8 * data.size, p)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", [0.16, 0.13, 0.11])
+def test_level_moves_hold_over_half_a_gigabit(sigma):
+    """Moves of every pair of neighbouring levels, down to probabilities of 3e-6."""
+    channel = channels.make(f"levelmap:0/1/2/3,{sigma}/{sigma}/{sigma}/{sigma},ml,binary,bits")
+    data = np.random.default_rng(8).integers(0, 256, 1 << 26, dtype=np.uint8)
+    read = data.copy()
+    channel.corrupt(read, 0, NoiseKey(6))
+    counts = np.bincount(data.astype(np.uint16) << 8 | read, minlength=1 << 16).reshape(256, 256)
+    pairs = np.zeros((4, 4), int)
+    for shift in (0, 2, 4, 6):
+        level = np.arange(256) >> shift & 3
+        for a in range(4):
+            for b in range(4):
+                pairs[a, b] += counts[level == a][:, level == b].sum()
+    for a in range(4):
+        for b in range(4):
+            if a != b and channel.transitions[a, b] > 1e-9:
+                assert_binomial(int(pairs[a, b]), int(pairs[a].sum()), channel.transitions[a, b])

@@ -312,6 +312,22 @@ def test_masks_show_and_diff(model: Path, tmp_path: Path) -> None:
     assert "top:9" in run("masks", "diff", tmp_path / "a.json", tmp_path / "b.json", "--model", model).stdout
 
 
+def test_an_operating_point_takes_a_preset_by_its_name() -> None:
+    for at in ("@season,pe=2000", "preset=season,pe=2000"):
+        shown = run_json("devices", "show", "nand.tlc.levels", "--at", at)
+        assert shown["operating_point"] == {"pe": 2000, "days": 90, "reads": 0, "broadening": 0}
+    assert run("devices", "show", "nand.tlc.levels", "--at", "@season,@year").exit_code == 2
+
+
+def test_analog_profiles_are_shown_and_refused_for_stored_bits(tmp_path: Path) -> None:
+    assert "pcm.joshi20" in run("devices", "list").stdout
+    shown = run_json("devices", "show", "pcm.nandakumar19", "--at", "@day")
+    assert shown["operating_point"] == {"seconds": 86400}
+    refused = run("corrupt", tmp_path / "a", "-o", tmp_path / "b", "--seed", 1, "--device", "pcm.joshi20")
+    assert refused.exit_code == 2
+    assert "changes values, not stored bits" in refused.stderr
+
+
 def test_devices_and_codes_are_listed() -> None:
     assert "nand.tlc72.powerlaw" in run("devices", "list").stdout
     shown = run_json("devices", "show", "nand.tlc72.powerlaw", "--at", "pe=3000", "--at", "days=365")

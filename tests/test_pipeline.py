@@ -370,7 +370,7 @@ def test_repair_of_what_is_whole_changes_no_byte(workshop: Workshop, tmp_path: P
 def test_corrected_bits_are_those_that_were_flipped(code: str, tmp_path: Path) -> None:
     original = tensors(3, w=("F32", (5000,)), v=("F32", (777,)))
     (tmp_path / "m.safetensors").write_bytes(safetensors_bytes(original))
-    protect(tmp_path / "m.safetensors", tmp_path / "m.ckg", bits=9, code=code)
+    protect(tmp_path / "m.safetensors", tmp_path / "m.ckg", bits=9, code=code, guard="none")
     clean = (tmp_path / "m.ckg").read_bytes()
     block = Anatomy.of(clean).superblock
     with open_set(tmp_path / "m.ckg") as (shard,):
@@ -510,7 +510,7 @@ def test_the_evaluator_weights_counts_what_an_independent_comparison_counts(work
     _, source, container = workshop(case)
     corrupt(container, tmp_path / "worn.ckg", seed=3, channel="bsc:1e-3")
     found = verify(tmp_path / "worn.ckg", source)
-    restore(tmp_path / "worn.ckg", tmp_path / "out")
+    restore(tmp_path / "worn.ckg", tmp_path / "out", guard=False)
     original = read_safetensors(source.read_bytes())
     worn = (tmp_path / "worn.ckg").read_bytes()
     offset = Anatomy.of(container.read_bytes()).superblock.payload_offset
@@ -583,7 +583,8 @@ def test_verify_refuses_another_checkpoint(workshop: Workshop, tmp_path: Path) -
 def test_policies_keep_or_null_the_elements_of_lost_codewords(representation: str, tmp_path: Path) -> None:
     original = tensors(9, w=("F32", (40_000,)), v=("F32", (64,)))
     (tmp_path / "m.safetensors").write_bytes(safetensors_bytes(original))
-    protect(tmp_path / "m.safetensors", tmp_path / "m.ckg", bits=4, code=SECDED, representation=representation)
+    settings = {"bits": 4, "code": SECDED, "representation": representation, "guard": "none"}
+    protect(tmp_path / "m.safetensors", tmp_path / "m.ckg", **settings)
     restore(tmp_path / "m.ckg", tmp_path / "clean")
     clean = np.frombuffer(read_safetensors((tmp_path / "clean").read_bytes())["w"], "<f4")
     corrupt(tmp_path / "m.ckg", tmp_path / "worn.ckg", seed=1, channel="bsc:1e-3")

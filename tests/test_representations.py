@@ -411,3 +411,17 @@ def test_bfloat16_is_rounded_once_not_twice(offset: float) -> None:
     limit = (1 + 2.0**-8) * (1 + offset * 2**8)
     restored = make("fixed:2").restore(DTYPES["BF16"], np.array([0, 1], "<u8").view(np.uint8), limit, 2)
     assert floats("BF16", restored) == [nearest("BF16", limit)]
+
+
+def test_a_q_format_is_the_fixed_point_format_with_its_step() -> None:
+    assert make("q:2.6") == make("fixed:8,c=1.984375")
+    assert make("q:1.15,sign-magnitude").spec == "fixed:16,sign-magnitude,c=0.999969482421875"
+    assert make(make("q:3.4").spec) == make("q:3.4")
+
+
+@pytest.mark.parametrize(
+    "spec", ["q", "q:8", "q:0.8", "q:1.0", "q:9.8", "q:2.6,odd", "q:2.6,sign-magnitude,c=1", "q:²._"]
+)
+def test_q_formats_that_make_no_sense_are_refused(spec: str) -> None:
+    with pytest.raises(SpecError):
+        make(spec)

@@ -253,3 +253,28 @@ def test_the_walk_ends_at_the_first_failure_although_a_later_one_would_pass():
 
 def test_a_walk_whose_first_test_fails_certifies_nothing():
     assert walk([(1, 0.1)], Claim(1.0), lambda vertex, number: [3.0] * 59)[1] is None
+
+
+def test_joint_damage_is_that_of_restored_words_in_the_mean():
+    from ckptguard.posterior import Restorer, Spread
+    from ckptguard.search.restoring import joint_damage
+
+    generator = np.random.default_rng(8)
+    encoding = encoded(generator.normal(0, 0.1, 300), "F16")
+    weights, rates = generator.random(300), Rates(0.02, 0.05)
+    spread = Spread.of(encoding.dtype, encoding.words)
+    found = joint_damage(encoding, spread, rates, weights)
+    assert [mask.count("1") for mask, _ in found] == sorted(mask.count("1") for mask, _ in found)
+    clean = encoding.values(encoding.words)
+    for mask, damage in (found[0], found[4], found[-1]):
+        restorer = Restorer.of(spread, mask, rates.of_0, rates.of_1)
+        losses = []
+        for _ in range(3000):
+            flips = np.zeros(300, np.uint16)
+            for place, chosen in enumerate(mask):
+                bit = np.uint16(1 << (15 - place))
+                chance = np.where(encoding.words & bit, rates.of_1, rates.of_0) * (chosen == "0")
+                flips |= np.where(generator.random(300) < chance, bit, np.uint16(0))
+            after = restorer.apply(encoding.words ^ flips).view("<f2").astype(float)
+            losses.append(0.5 * float(weights @ (after - clean) ** 2))
+        assert damage == pytest.approx(np.mean(losses), rel=0.06, abs=1e-6)

@@ -174,7 +174,7 @@ def test_a_fisher_search_beats_uniform_masks_of_three_times_the_parity(digits, s
     fisher = search(model, budget=0.11, **asked)
     subject = Subject.open(model)
     faults, _ = faults_of(subject, ber=1e-2)
-    held_out = Trials(subject, f"{spec},part=2/2", faults, Stored(guard=True), seed=77)
+    held_out = Trials(subject, f"{spec},part=2/2", faults, Stored(), seed=77)
     mine = held_out.drops(fisher.masks, 0, 8)
     uniform = held_out.drops(MaskSet.top(6), 0, 8)
     assert fisher.chosen.redundancy * 0.9 < 6 / 32 * 0.0879
@@ -341,3 +341,14 @@ def test_halves_of_data_are_nested_parts():
         "classification:model=a,data=b,part=4/6",
     )
     assert halves("weights") is None
+
+
+def test_with_posterior_restorers_less_parity_and_metadata_keep_as_much(digits, spec):
+    asked = {"evaluator": spec, "ber": 1e-2, "max_drop": 1.0, "samples": 48, "trials": 6, "seed": 2}
+    model = digits / "model.safetensors"
+    ranges, posterior = search(model, **asked), search(model, guard="posterior", **asked)
+    assert posterior.chosen.charged < 0.8 * ranges.chosen.charged
+    subject = Subject.open(model)
+    faults, _ = faults_of(subject, ber=1e-2)
+    held_out = Trials(subject, f"{spec},part=2/2", faults, Stored(guard="posterior"), seed=99)
+    assert np.mean(held_out.drops(posterior.masks, 0, 20)) < 2.0

@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ckptguard.campaign.design import Point, Stop
-from ckptguard.campaign.metrics import Metric
+from ckptguard.campaign.metrics import Metric, refuse_beyond
 from ckptguard.campaign.results import COUNTS, Clean, Key, Row, column
 from ckptguard.campaign.statistics import (
     clopper_pearson,
     mean_interval,
     mean_sequence,
     paired,
+    proportion_sequence,
     threshold,
     tolerance,
     wilson,
@@ -60,6 +61,8 @@ class Question:
 
 def analyse(rows: Mapping[Key, Row], asked: Question) -> dict[str, Any]:
     """Everything that is computed from the rows; see docs/campaigns.md for its fields."""
+    for metric in asked.metrics.values():
+        refuse_beyond(metric, (row.value(metric.name) for row in rows.values()))
     summary = [
         summarise(rows, asked, point, variant, metric)
         for point in asked.points
@@ -106,7 +109,11 @@ def summarise(rows: Mapping[Key, Row], asked: Question, point: Point, variant: s
         "trials": trials,
         "failures": failures,
         "raised": sum(rows[point.id, variant, trial].raised for trial in range(trials)),
-        "failures_in_mean": "none" if not failures else "as the worst value" if math.isfinite(metric.worst) else "left out",
+        "failures_in_mean": "none"
+        if not failures
+        else "as the worst value"
+        if math.isfinite(metric.worst)
+        else "left out",
     }
     record |= _mean(values, used, metric, asked)
     record |= {
@@ -119,7 +126,7 @@ def summarise(rows: Mapping[Key, Row], asked: Question, point: Point, variant: s
     }
     record |= _tolerance(goodness, metric, asked)
     if asked.limit is not None and asked.limit.metric == metric.name:
-        record |= _within(values, clean, asked.limit)
+        record |= _within(values, clean, asked.limit, watched=asked.stop is not None)
     if metric.name == asked.metric:
         record |= _means(rows, point.id, variant, trials)
     return record
@@ -159,8 +166,11 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _tolerance(goodness: Sequence[float], metric: Metric, asked: Question) -> dict[str, Any]:
-    """The bound that most devices keep, as a number and as a sentence."""
+    """The bound that most devices keep, as a number and as a sentence; it holds for a number of trials fixed before."""
     found = tolerance(goodness, asked.share, asked.confidence)
+    if asked.stop is not None:
+        text = "not stated, as the results decided how many trials there are"
+        return {"tolerance": text, "tolerance_bound": None, "tolerance_trials_needed": found.trials_needed}
     if found.bound is None:
         text = f"needs {found.trials_needed} trials, has {found.trials}"
         return {"tolerance": text, "tolerance_bound": None, "tolerance_trials_needed": found.trials_needed}
@@ -177,8 +187,12 @@ def _tolerance(goodness: Sequence[float], metric: Metric, asked: Question) -> di
     return {"tolerance": text, "tolerance_bound": bound, "tolerance_trials_needed": found.trials_needed}
 
 
-def _within(values: Sequence[float], clean: float, limit: Limit) -> dict[str, Any]:
+def _within(values: Sequence[float], clean: float, limit: Limit, watched: bool) -> dict[str, Any]:
+    """How many trials keep a limit; bounds of the share on all devices, that allow watching where it was watched."""
     count = sum(limit.holds(value, clean) for value in values)
+    if watched:
+        found = proportion_sequence(count, len(values), limit.confidence)
+        return {"within": count, "within_share": count / len(values), "within_sequence": [found.low, found.high]}
     reported = wilson(count, len(values), limit.confidence)
     claimed = clopper_pearson(count, len(values), limit.confidence)
     return {
@@ -263,6 +277,12 @@ def _error(value: float, metric: Metric) -> float | None:
 
 def _notes(summary: Sequence[Mapping[str, Any]], asked: Question) -> list[str]:
     notes = []
+    if asked.stop is not None:
+        notes.append(
+            f"the results decided how many trials there are (until {asked.stop}): intervals of {asked.metric} and "
+            "verdicts allow that; those of other metrics and of comparisons do not, and tolerance and times to failure "
+            "are not stated"
+        )
     for metric in asked.metrics.values():
         failures = sum(record["failures"] for record in summary if record["metric"] == metric.name)
         if not metric.known:

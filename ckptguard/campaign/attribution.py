@@ -139,12 +139,14 @@ def _non_negative(design: Floats, losses: Floats) -> tuple[Floats, float]:
 
 
 def in_time(rows: Mapping[Key, Row], asked: Question, devices: int) -> list[dict[str, Any]]:
-    """Failures in time of every point on a device whose operating point names a stretch of time; needs a limit.
+    """Failures in time of every point on a device whose operating point names a stretch of time.
+
+    Needs a limit, and a number of trials that was fixed before.
 
     Args:
         devices: of the fleet.
     """
-    if asked.limit is None:
+    if asked.limit is None or asked.stop is not None:
         return []
     found = []
     for point in asked.points:

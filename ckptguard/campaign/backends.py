@@ -102,7 +102,7 @@ def _ray(jobs: int | None) -> Iterator[None]:
         ray: Any = importlib.import_module("ray")
         ray_joblib: Any = importlib.import_module("ray.util.joblib")
     except ImportError as error:
-        raise MissingExtraError("--backend ray needs Ray: pip install 'ray>=2.9'") from error
+        raise MissingExtraError("--backend ray needs Ray: pip install 'ckptguard[ray]'") from error
     started = not ray.is_initialized()
     if started:
         with warnings.catch_warnings():
@@ -122,7 +122,7 @@ def _dask(jobs: int | None) -> Iterator[None]:
     try:
         distributed: Any = importlib.import_module("distributed")
     except ImportError as error:
-        raise MissingExtraError("--backend dask needs Dask: pip install 'distributed>=2024.1'") from error
+        raise MissingExtraError("--backend dask needs Dask: pip install 'ckptguard[dask]'") from error
     try:
         distributed.default_client()
     except ValueError:
@@ -141,9 +141,9 @@ def fixed_threads(threads: int) -> Iterator[None]:
 
     Sums are rounded by how they are split, so equal results need equal numbers.
     """
-    limits = limit_threads(threads)
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch is not None else None
+    limits = limit_threads(threads)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from ckptguard import codes, representations
 from ckptguard.campaign import worker
 from ckptguard.campaign.design import Point
-from ckptguard.campaign.faults import RATES, assign, make
+from ckptguard.campaign.faults import COUNT, RATES, assign, make
 from ckptguard.campaign.results import Row
 from ckptguard.campaign.statistics import stats
 from ckptguard.campaign.subject import Subject
@@ -78,7 +79,10 @@ def begin(task: tuple[worker.Packed, int, bool]) -> Start:
     return Start(
         clean,
         {name: {p.id: one.redundancy_at(_rate(p)) for p in state.work.points} for name, one in prepared.items()},
-        {name: {point.id: _planes(one, point) for point in state.work.points} for name, one in prepared.items()},
+        {
+            name: {point.id: _planes(one, point, state.work.decoder) for point in state.work.points}
+            for name, one in prepared.items()
+        },
         {
             one.name: golden(state.subject, packed.subject, one, prepared[one.name]) if with_golden else "not asked for"
             for one in group
@@ -109,7 +113,7 @@ def _without_faults(state: worker.State, index: int, first: Prepared) -> None:
     if variant.representation == "native":
         original = {name: tensor.data for name, tensor in state.subject.tensors.items()}
         _same_weights(prepared.base, original, f"null check: variant {variant.name!r}: encoding and decoding")
-    damage = prepared.trial(make("bsc:0"), state.work.seed, 0)
+    damage = prepared.trial(make("bsc:0"), state.work.seed, 0, None, state.work.decoder)
     counts = ("flips", "parity_flips", "corrected", "uncorrectable", "residual_bits", "changed_elements")
     found = {name: int(getattr(damage, name)) for name in counts if getattr(damage, name)}
     if found or damage.raised or any(patch.elements.size for patch in damage.patches.values()):
@@ -135,8 +139,8 @@ def _undone(state: worker.State, encoding: int, clean: Mapping[str, float]) -> N
     after = state.session.metrics()
     if not worker.same(clean, after):
         raise CheckError(
-            f"null check: the undamaged model scores {_show(clean)}, and {_show(after)} after a damaged trial was taken "
-            "back; the evaluator keeps something from one call to the next or changes the weights"
+            f"null check: the undamaged model scores {_show(clean)}, and {_show(after)} after a damaged trial was "
+            "taken back; the evaluator keeps something from one call to the next or changes the weights"
         )
 
 
@@ -147,8 +151,6 @@ def golden(subject: Subject, path: str | Subject, variant: Variant, prepared: Pr
     """
     if variant.code.split(":")[0] == "ideal":
         return "skipped: an ideal code has no container"
-    if variant.guard:
-        return "skipped: guards are compared by their own tests"
     with tempfile.TemporaryDirectory(prefix=".ckptguard-golden-") as folder:
         place = Path(folder)
         restored = place / "restored.safetensors"
@@ -203,8 +205,11 @@ def _write_checkpoint(subject: Subject, path: Path) -> None:
             file.write(subject.tensors[info.name].data.data)
 
 
-def _planes(prepared: Prepared, point: Point) -> dict[str, int]:
-    """Stored bits that may be hit, by plane; empty unless every bit of them has the same probability to flip."""
+def _planes(prepared: Prepared, point: Point, decoder: str) -> dict[str, int]:
+    """Stored bits that are hit one by one, by plane; empty unless all of them have the same probability to flip.
+
+    The decoder `sampled` draws no flips of protected bits.
+    """
     names = list(prepared.encodings)
     faults = assign({glob: make(spec) for glob, spec in point.faults.items()}, names, point.scope)
     found: dict[str, int] = {}
@@ -215,13 +220,20 @@ def _planes(prepared: Prepared, point: Point) -> dict[str, int]:
         return {}
     for name in faults:
         encoding = prepared.encodings[name]
+        mask = prepared.masks[name][0]
         for plane in point.scope.planes(encoding):
+            if decoder == "sampled" and mask[plane] == "1":
+                continue
             found[str(plane)] = found.get(str(plane), 0) + encoding.elements
     return found
 
 
 def flips(rows: Iterable[Row], points: Sequence[Point], planes: Mapping[str, Planes]) -> dict[str, Any]:
-    """Hold the flips drawn against their distribution, where every bit flips independently with the same probability.
+    """Hold the flips drawn against their distribution.
+
+    Where every bit flips with the same probability, the counts in every plane and in parity are binomial. Where bits
+    flip independently with several (asymmetric channels, several devices), the tail of the total is bounded (Chernoff).
+    Faults of exactly k flips have k in every trial. Other faults (bursts, erasures, noise on values) are not counted.
 
     Args:
         rows: all of the run.
@@ -238,19 +250,59 @@ def flips(rows: Iterable[Row], points: Sequence[Point], planes: Mapping[str, Pla
     tails = [1.0]
     for (point, variant), found in grouped.items():
         known = planes[variant][point]
-        if not known:
-            continue
-        rate = make(next(iter(by_id[point].faults.values()))).of_0
-        counts = [
-            (f"bit plane {plane}", sum(row.tallies["flips_by_bit"].get(plane, 0) for row in found), bits * len(found))
-            for plane, bits in known.items()
-        ]
-        parity = sum(row.counts["parity_flips"] for row in found), sum(row.counts["parity_bits"] for row in found)
-        for where, count, bits in (*counts, ("parity", *parity)):
-            tails.append(_tail(count, bits, rate))
-            if tails[-1] < TAIL:
-                raise CheckError(_implausible(by_id[point], variant, where, count, bits * rate, tails[-1]))
+        for where, count, expected, tail in (
+            _by_plane(by_id[point], found, known) if known else _totals(by_id[point], found)
+        ):
+            tails.append(tail)
+            if tail < TAIL:
+                raise CheckError(_implausible(by_id[point], variant, where, count, expected, tail))
     return {"counts": len(tails) - 1, "smallest_tail": min(tails), "allowed_tail": TAIL}
+
+
+_Count = tuple[str, int, float, float]
+"""Where, how many, how many are expected, probability of a count as far off."""
+
+
+def _by_plane(point: Point, rows: Sequence[Row], planes: Mapping[str, int]) -> list[_Count]:
+    rate = make(next(iter(point.faults.values()))).of_0
+    counts = [
+        (f"bit plane {plane}", sum(row.tallies["flips_by_bit"].get(plane, 0) for row in rows), bits * len(rows))
+        for plane, bits in planes.items()
+    ]
+    parity = sum(row.counts["parity_flips"] for row in rows), sum(row.counts["parity_bits"] for row in rows)
+    return [
+        (where, count, bits * rate, _tail(count, bits, rate)) for where, count, bits in (*counts, ("parity", *parity))
+    ]
+
+
+def _totals(point: Point, rows: Sequence[Row]) -> list[_Count]:
+    faults = [make(spec) for spec in point.faults.values()]
+    if len(faults) == 1 and faults[0].kind == COUNT:
+        wrong = [row for row in rows if row.counts["flips"] + row.counts["parity_flips"] != faults[0].count]
+        odd = wrong[0] if wrong else rows[0]
+        count = odd.counts["flips"] + odd.counts["parity_flips"]
+        return [(f"trial {odd.trial}", count, faults[0].count, 0.0 if wrong else 1.0)]
+    if any(fault.kind != RATES for fault in faults):
+        return []
+    found = []
+    for where, key in (("message", "flips"), ("parity", "parity_flips")):
+        expected = [row.expected_flips if key == "flips" else row.expected_parity_flips for row in rows]
+        if None not in expected:
+            mean = math.fsum(value for value in expected if value is not None)
+            count = sum(row.counts[key] for row in rows)
+            found.append((where, count, mean, _chernoff(count, mean)))
+    return found
+
+
+def _chernoff(count: int, mean: float) -> float:
+    """A bound of P(as far from the mean, on that side) for a sum of independent indicators.
+
+    Source: Mitzenmacher, Upfal, Probability and Computing, theorems 4.4 and 4.5.
+    """
+    if mean <= 0:
+        return 1.0 if count == 0 else 0.0
+    exponent = count - mean - (count * math.log(count / mean) if count else 0.0)
+    return min(1.0, math.exp(exponent))
 
 
 def _rate(point: Point) -> float | None:
@@ -267,9 +319,9 @@ def _tail(count: int, bits: int, rate: float) -> float:
 
 def _implausible(point: Point, variant: str, where: str, count: int, expected: float, tail: float) -> str:
     return (
-        f"flip-count check: point {point.id} ({point.label}), variant {variant!r}, {where}: {count} flips were drawn where "
-        f"{expected:.6g} are expected (probability {tail:.1e}); the faults are not those that were asked for, please "
-        "report this with the command and the seed"
+        f"flip-count check: point {point.id} ({point.label}), variant {variant!r}, {where}: {count} flips were drawn "
+        f"where {expected:.6g} are expected (probability {tail:.1e}); the faults are not those that were asked for, "
+        "please report this with the command and the seed"
     )
 
 

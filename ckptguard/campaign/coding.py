@@ -271,7 +271,7 @@ class StreamCoder:
             first = unit.index * self.stream.unit_words + piece.first_word - int(member.place[0])
             given_up = None
             if cover is not None and cover[here].any():
-                given_up = _elements(member, first, cover[here]).elements
+                given_up = _touched(member, first, cover[here])
             result.add(member.name, _elements(member, first, errors[here]), given_up)
 
 
@@ -300,6 +300,19 @@ def _elements(member: Member, first: int, words: U64) -> Drawn:
     inside = elements < total
     found, starts = np.unique(elements[inside], return_index=True)
     return Drawn(found, np.bitwise_or.reduceat(marks[inside], starts) if found.size else marks[:0], none)
+
+
+def _touched(member: Member, first: int, words: U64) -> I64:
+    """The elements, ascending, that have one of the bits of stream words, as in `_elements`."""
+    if not member.place[3]:
+        return _elements(member, first, words).elements
+    at = np.flatnonzero(words)
+    groups, starts = np.unique((first + at) // int(member.place[3]), return_index=True)
+    together = np.bitwise_or.reduceat(words[at], starts)
+    rows, columns = np.nonzero(np.unpackbits(together.astype("<u8").view(np.uint8), bitorder="little").reshape(-1, 64))
+    elements = groups[rows] * 64 + columns
+    inside: I64 = elements[elements < member.encoding.elements]
+    return inside
 
 
 def coders_of(

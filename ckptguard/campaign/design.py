@@ -261,9 +261,8 @@ def encodings(variants: Sequence[Variant]) -> tuple[tuple[int, ...], ...]:
 
 def file_digests(evaluator: str) -> dict[str, str]:
     """The digests (XXH3-128, hex) of the files that an evaluator's spec names: its code, its data."""
-    parts = [
-        part for piece in evaluator.split(",") for part in (piece, piece.rpartition("=")[2], piece.rpartition(":")[0])
-    ]
+    values = [value for piece in evaluator.split(",") for value in (piece, piece.rpartition("=")[2])]
+    parts = [part for value in values for part in (value, value.rpartition(":")[0])]
     paths = dict.fromkeys(part for part in parts if part and Path(part).is_file())
     return {path: xxhash.xxh3_128_hexdigest(Path(path).read_bytes()) for path in paths}
 

@@ -13,6 +13,7 @@ from ckptguard.campaign.encodings import Encoding
 from ckptguard.channels.asymmetric import Asymmetric
 from ckptguard.channels.bsc import Bsc
 from ckptguard.channels.noise import probability
+from ckptguard.devices import Device
 from ckptguard.errors import SpecError, UsageError
 from ckptguard.spec import Spec, suggestion
 
@@ -79,6 +80,18 @@ def make(spec: str) -> Fault:
         return Fault(f"zero:{p!r}", ZERO, p, p)
     of_0, of_1 = (0.0, p) if name == "stuck0" else (p, 0.0)
     return Fault(f"{name}:{p!r}", RATES, of_0, of_1)
+
+
+def of_devices(devices: Mapping[str, Device]) -> dict[str, Fault]:
+    """By tensor, what the device does that it lies on. Raises UsageError for a device without a channel."""
+    found = {}
+    for name, device in devices.items():
+        if device.channel is None:
+            raise UsageError(
+                f"nothing is known of the device {device.name!r} that {name!r} lies on; name a fault for it"
+            )
+        found[name] = make(device.channel)
+    return found
 
 
 def _of_channel(spec: str) -> Fault:

@@ -79,8 +79,8 @@ def _refuse_gaps(
     if gaps:
         point, name, trial = gaps[0]
         raise MismatchError(
-            f"{len(gaps)} trials are in none of {', '.join(map(str, places))}, the first is trial {trial} of {name!r} at "
-            f"{point}; run the parts again with --resume"
+            f"{len(gaps)} trials are in none of {', '.join(map(str, places))}, the first is trial {trial} of {name!r} "
+            f"at {point}; run the parts again with --resume"
         )
 
 

@@ -12,7 +12,22 @@ from ckptguard.spec import suggestion
 
 HIGHER, LOWER = "higher", "lower"
 
-_SHARES = ("accuracy", "acc", "top1", "top5", "agreement", "precision", "recall", "f1", "auc", "auroc", "map", "iou")
+_SHARES = (
+    "accuracy",
+    "acc",
+    "top1",
+    "top5",
+    "agreement",
+    "precision",
+    "recall",
+    "f1",
+    "auc",
+    "auroc",
+    "map",
+    "iou",
+    "top2diff",
+)
+_CORRELATIONS = ("cosine", "spearman", "pearson", "mcc")
 _ERRORS = ("error", "mismatch", "wer", "cer", "sdc")
 _UNBOUNDED_LOWER = {
     "loss": 0.0,
@@ -79,25 +94,32 @@ class Metric:
         return cls(name, record["direction"] == HIGHER, -math.inf if low == math.inf else low, high, record["known"])
 
 
-def describe(name: str, clean: Iterable[float]) -> Metric:
-    """What the name of a metric says of it.
+def describe(name: str, percent: bool = False) -> Metric:
+    """What the name of a metric says of it. A name is taken apart at `_`, `-`, `.`, `/`, `:` and blanks.
 
-    Shares (accuracy, top1, agreement, f1, ...) lie in 0 .. 1, or in percent in 0 .. 100 where a clean model has more
-    than 1; losses have no upper bound. A name is taken apart at `_`, `-`, `.`, `/`, `:` and blanks.
+    Args:
+        percent: shares lie in 0 .. 100, not in 0 .. 1.
     """
-    lowered = name.lower()
-    for separator in "-./: @":
-        lowered = lowered.replace(separator, "_")
-    parts = {lowered, *lowered.split("_")}
-    top = 100.0 if any(value > 1 for value in clean) else 1.0
+    parts = _parts(name)
     unbounded = next((low for key, low in _UNBOUNDED_LOWER.items() if key in parts), None)
+    if "non_finite_outputs" in parts:
+        return Metric(name, False, 0.0, 100.0)
     if unbounded is not None:
         return Metric(name, False, unbounded)
     if parts & set(_ERRORS):
-        return Metric(name, False, 0.0, top)
+        return Metric(name, False, 0.0, 100.0 if percent else 1.0)
+    if parts & set(_CORRELATIONS):
+        return Metric(name, True, -1.0, 1.0)
     if parts & set(_SHARES):
-        return Metric(name, True, 0.0, top)
+        return Metric(name, True, 0.0, 100.0 if percent else 1.0)
     return Metric(name, True, known=False)
+
+
+def _parts(name: str) -> set[str]:
+    lowered = name.lower()
+    for separator in "-./: @":
+        lowered = lowered.replace(separator, "_")
+    return {lowered, *lowered.split("_")}
 
 
 def describe_all(
@@ -105,13 +127,18 @@ def describe_all(
 ) -> dict[str, Metric]:
     """What is known of every metric that an evaluator gave for the clean variants.
 
+    Shares (accuracy, top1, agreement, mismatch, ...) lie in 0 .. 1, or, where one of the evaluator's has more than 1
+    for a clean model, all in 0 .. 100.
+
     Args:
         clean: variant -> metrics.
         ranges: `accuracy=0:100`; a side left out is not bounded.
         directions: `score=lower`.
     """
     names = dict.fromkeys(name for metrics in clean.values() for name in metrics)
-    found = {name: describe(name, [m[name] for m in clean.values() if name in m]) for name in names}
+    shares = {name for name in names if describe(name).bounds == (0.0, 1.0)}
+    percent = any(metrics[name] > 1 for metrics in clean.values() for name in shares & metrics.keys())
+    found = {name: describe(name, percent) for name in names}
     for text in directions:
         name, value = _setting(text, "--direction", found, "NAME=higher or NAME=lower")
         if value not in (HIGHER, LOWER):
@@ -137,6 +164,16 @@ def _setting(text: str, option: str, known: Mapping[str, Metric], form: str) -> 
     if not equals or not name:
         raise UsageError(f"{option} {text!r}: expected {form}")
     return require(name, known, option), value
+
+
+def refuse_beyond(metric: Metric, values: Iterable[float]) -> None:
+    """Refuse values outside the range that the metric was taken to have, as bounds and means rest on it."""
+    for value in values:
+        if math.isfinite(value) and not metric.low <= value <= metric.high:
+            raise UsageError(
+                f"a trial has {metric.name} {value:g}, beyond the {metric.low:g} .. {metric.high:g} that its name "
+                f"stands for; say --range {metric.name}=LOW:HIGH and --resume (`:` alone where there are no bounds)"
+            )
 
 
 def require(name: str, known: Iterable[str], option: str) -> str:

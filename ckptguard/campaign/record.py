@@ -25,10 +25,10 @@ FAILED = 14
 """Exit status where a limit is not kept."""
 
 SUMMARY_COLUMNS = (
-    "point", "label", "ber", "group", "variant", "metric", "redundancy", "clean", "trials", "failures", "raised", "mean",
-    "mean_low", "mean_high", "mean_method", "failures_in_mean", "change", "worst", "q05", "median", "best",
-    "standard_deviation", "tolerance", "tolerance_bound", "tolerance_trials_needed", "within", "within_share", "verdict",
-    "mean_expected_flips", "mean_flips", "mean_parity_flips", "mean_corrected", "mean_uncorrectable",
+    "point", "label", "ber", "group", "variant", "metric", "redundancy", "clean", "trials", "failures", "raised",
+    "mean", "mean_low", "mean_high", "mean_method", "failures_in_mean", "change", "worst", "q05", "median", "best",
+    "standard_deviation", "tolerance", "tolerance_bound", "tolerance_trials_needed", "within", "within_share",
+    "verdict", "mean_expected_flips", "mean_flips", "mean_parity_flips", "mean_corrected", "mean_uncorrectable",
     "mean_miscorrected", "mean_residual_bits", "mean_nulled", "mean_guarded", "mean_non_finite",
 )  # fmt: skip
 

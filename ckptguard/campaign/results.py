@@ -18,8 +18,8 @@ Clean = Mapping[str, Mapping[str, float]]
 """Variant -> metrics of the undamaged model in its encoding."""
 
 COUNTS = (
-    "stored_bits", "parity_bits", "flips", "parity_flips", "codewords", "corrected", "uncorrectable", "miscorrected", "residual_bits",
-    "changed_elements", "nulled", "guarded", "non_finite",
+    "stored_bits", "parity_bits", "flips", "parity_flips", "codewords", "corrected", "uncorrectable", "miscorrected",
+    "residual_bits", "changed_elements", "nulled", "guarded", "non_finite",
 )  # fmt: skip
 """Whole numbers of a row, by the names that `Damage` has for them."""
 TALLIES = ("flips_by_bit", "residual_by_bit", "residual_by_tensor")

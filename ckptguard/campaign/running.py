@@ -49,6 +49,7 @@ class Plan:
         ranges, directions: see `metrics.describe_all`.
         threads: of torch and BLAS in every worker.
         fleet: devices, for the time to the first failure among them.
+        decoder: `exact`, or `sampled`: codewords that fail are drawn, not decoded; see `Prepared.trial`.
         golden: whether every variant is written as a container, restored and compared.
     """
 
@@ -69,6 +70,7 @@ class Plan:
     threads: int = 1
     fleet: int = 1
     golden: bool = True
+    decoder: str = "exact"
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -109,6 +111,7 @@ class Plan:
             "evaluator_files": files,
             "framework": self.framework,
             "threads": self.threads,
+            "decoder": self.decoder,
             "seed": self.seed,
         }
 
@@ -151,7 +154,14 @@ def run(
         opened = subject if isinstance(subject, Subject) else Subject.open(subject, select)
     identity = plan.identity(opened)
     work = worker.Work(
-        digest_of(identity), plan.variants, plan.points, plan.evaluator, plan.framework, plan.threads, plan.seed
+        digest_of(identity),
+        plan.variants,
+        plan.points,
+        plan.evaluator,
+        plan.framework,
+        plan.threads,
+        plan.seed,
+        plan.decoder,
     )
     if folder.exists():
         _refuse_other(folder, identity, part)
@@ -235,13 +245,23 @@ def _rule(plan: Plan, metrics: Mapping[str, Metric]) -> Rule:
                 f"--limit {plan.limit.metric}={plan.limit.change:+g}: of this metric {better} is better, so a loss is "
                 f"{plan.limit.metric}={sign}{abs(plan.limit.change):g}; --direction changes what is better"
             )
-    if plan.stop is not None and plan.stop.rule == "halfwidth" and metrics[main].bounds is None:
+    watched = _watched(plan, main)
+    if watched is not None and metrics[watched].bounds is None:
         raise UsageError(
-            f"--until halfwidth: the range of {main!r} is not known, and a bound that may be watched needs it; give "
-            f"--range {main}=LOW:HIGH"
+            f"--until {plan.stop}: the range of {watched!r} is not known, and a mean that is watched needs it; give "
+            f"--range {watched}=LOW:HIGH"
         )
     judged = plan.judged or (plan.variants[0].name,)
     return Rule(plan.most_trials, plan.stop, metrics[main], plan.limit, judged[0], plan.confidence)
+
+
+def _watched(plan: Plan, main: str) -> str | None:
+    """The metric whose mean decides when to stop, if one does."""
+    if plan.stop is None:
+        return None
+    if plan.stop.rule == "halfwidth":
+        return main
+    return plan.limit.metric if plan.limit is not None and plan.limit.claim == "mean" else None
 
 
 def _record(
@@ -277,6 +297,7 @@ def _record(
         "evaluator": plan.evaluator_name,
         "framework": plan.framework,
         "threads": plan.threads,
+        "decoder": plan.decoder,
         "seed": plan.seed,
         "trials": rule.trials,
         "until": None if plan.stop is None else str(plan.stop),

@@ -63,6 +63,7 @@ def sweep(
     framework: str = "pt",
     threads: int = 1,
     golden: bool = True,
+    decoder: str = "exact",
     select: str | None = None,
     jobs: int | None = None,
     backend: str | None = None,
@@ -95,6 +96,7 @@ def sweep(
         judged: names of the variants that the verdict is about; default: the first.
         limit: `accuracy=-0.5`, judged by `claim`; see `verdict.Limit`.
         until: `halfwidth=0.5` or `verdict`: stop a point early; `trials` is then the most.
+        decoder: `exact`, or `sampled`: of long BCH codes only the codewords that fail are drawn, in distribution.
         command: recorded in campaign.json.
 
     Raises:
@@ -138,6 +140,7 @@ def sweep(
         threads,
         fleet,
         golden,
+        decoder,
     )
     return run(
         subject,

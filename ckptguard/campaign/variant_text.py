@@ -100,7 +100,7 @@ def controls(variants: Sequence[Variant]) -> list[Variant]:
         masks = None if protected is None else protected.masks
         found += [
             Variant(UNPROTECTED + suffix, representation),
-            Variant(FULL + suffix, representation, MaskSet.all(), code),
+            Variant(FULL + suffix, representation, None, code),
             Variant(IDEAL + suffix, representation, masks, "ideal"),
         ]
     return [control for control in found if not _is_among(control, variants)]

@@ -170,7 +170,7 @@ def _mean(
     failed = ~np.isfinite(array)
     if bounds is None and (peeking or failed.any()):
         why = "is watched while it runs" if peeking else f"has {int(failed.sum())} failed trials"
-        raise UsageError(f"the mean of {limit.metric} {why}: its least and largest value must be known (--bounds)")
+        raise UsageError(f"the mean of {limit.metric} {why}: its least and largest value must be known")
     if bounds is not None:
         array = np.where(failed, bounds[0] if limit.higher_is_better else bounds[1], array)
     if peeking and bounds is not None:

@@ -16,11 +16,12 @@ from typing import Any
 import xxhash
 
 from ckptguard.campaign.backends import limit_threads
+from ckptguard.campaign.damage import Damage
 from ckptguard.campaign.design import Point, encodings
 from ckptguard.campaign.faults import Fault, make
 from ckptguard.campaign.results import COUNTS, TALLIES, Row
 from ckptguard.campaign.subject import Subject
-from ckptguard.campaign.variants import Damage, Prepared, Variant
+from ckptguard.campaign.variants import Prepared, Variant
 from ckptguard.errors import CkptGuardError, MissingExtraError
 from ckptguard.evaluate.session import Session, TensorSpec, open_session
 
@@ -38,6 +39,7 @@ class Work:
         key: digest of everything that decides a result.
         evaluator: a spec, or what `open_session` takes.
         threads: of torch and of BLAS, in each worker.
+        decoder: see `Prepared.trial`.
     """
 
     key: str
@@ -47,6 +49,7 @@ class Work:
     framework: str
     threads: int
     seed: int
+    decoder: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,9 @@ class State:
         seen: dict[str, tuple[Metrics, str | None]] = {"": (clean, None)}
         rows, evaluations = [], 0
         for variant in task.variants:
-            damage = self.prepared(variant).trial(self.faults(task.point), self.work.seed, task.trial, point.scope)
+            damage = self.prepared(variant).trial(
+                self.faults(task.point), self.work.seed, task.trial, point.scope, self.work.decoder
+            )
             metrics: Metrics = {}
             error = None
             if not damage.raised:

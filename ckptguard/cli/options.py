@@ -47,6 +47,13 @@ policy = click.option(
     show_default=True,
     help="Elements in uncorrectable codewords: keep the bits as read, or make the element zero.",
 )
+guard = click.option(
+    "--guard",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="Set back bits and replace elements that the container's range guards say cannot be.",
+)
 strict = click.option("--strict", is_flag=True, help="Write nothing if protected bits are lost.")
 device = click.option("--device", metavar="NAME", help="A device profile; see `ckptguard devices list`.")
 at = click.option(
@@ -59,8 +66,10 @@ at = click.option(
 
 def device_at(name: str, texts: tuple[str, ...]) -> Device:
     """The device of a profile at the operating point of --at."""
-    from ckptguard.devices import load_profile
+    from ckptguard.devices import analog_profiles, load_profile
 
+    if name in analog_profiles():
+        raise UsageError(f"{name} is an analog array: it changes values, not stored bits; see `ckptguard devices show`")
     profile = load_profile(name)
     preset, point = operating_point(texts)
     if "self" in point:
@@ -81,7 +90,7 @@ def operating_point(texts: tuple[str, ...]) -> tuple[str | None, dict[str, float
         if named != item.strip():
             key, equals, value = "preset", "=", named
         if not key or not equals:
-            raise UsageError(f"--at: {item!r} is not of the form key=value")
+            raise UsageError(f"--at: {item!r} is not of the form key=value or @preset")
         if key in point or (key == "preset" and preset is not None):
             raise UsageError(f"--at: {key!r} is given twice")
         if key == "preset":

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 @options.device
 @options.at
 @click.option("--target", type=float, metavar="P", help="With --code auto: highest probability that a shard is lost.")
+@click.option(
+    "--guard",
+    metavar="GRANULARITY",
+    help="Range guards, one per tensor, channel or group:N (elements), or none. Default: tensor.",
+)
 @click.option("--sidecar", is_flag=True, help="Leave the checkpoint as it is; write parity beside it.")
 @options.select
 @options.force
@@ -44,6 +49,7 @@ def protect(
     device: str | None,
     at: tuple[str, ...],
     target: float | None,
+    guard: str | None,
     sidecar: bool,
     select: str | None,
     force: bool,
@@ -54,7 +60,7 @@ def protect(
     Without --masks or --bits every bit is protected. The checkpoint itself is only read.
     """
     from ckptguard.pipeline.inspect import inspect as describe
-    from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET
+    from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET
     from ckptguard.pipeline.protect import protect as run
     from ckptguard.report import containers
 
@@ -72,6 +78,7 @@ def protect(
         representation=representation,
         devices=_device_map(devices, device, at),
         target=target or DEFAULT_TARGET,
+        guard=guard or DEFAULT_GUARD,
         sidecar=sidecar,
         select=select,
         overwrite=force,

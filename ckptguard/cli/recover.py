@@ -38,6 +38,7 @@ def check(output: Output, *, container: Path, jobs: int | None) -> int:
 @click.option("-o", "--output", "destination", type=options.FILE, help="Where the healed container goes.")
 @click.option("--in-place", is_flag=True, help="Change the damaged files themselves; safe against interruption.")
 @options.policy
+@options.guard
 @options.strict
 @options.force
 @options.jobs
@@ -49,6 +50,7 @@ def repair(
     destination: Path | None,
     in_place: bool,
     policy: str,
+    guard: str,
     strict: bool,
     force: bool,
     jobs: int | None,
@@ -64,6 +66,7 @@ def repair(
         destination,
         in_place=in_place,
         policy=policy,
+        guard=guard == "on",
         strict=strict,
         overwrite=force,
         jobs=jobs,
@@ -78,12 +81,21 @@ def repair(
     "-o", "--output", "destination", type=options.FILE, required=True, help="The checkpoint; a folder if it was one."
 )
 @options.policy
+@options.guard
 @options.strict
 @options.force
 @options.jobs
 @options.prints
 def restore(
-    output: Output, *, container: Path, destination: Path, policy: str, strict: bool, force: bool, jobs: int | None
+    output: Output,
+    *,
+    container: Path,
+    destination: Path,
+    policy: str,
+    guard: str,
+    strict: bool,
+    force: bool,
+    jobs: int | None,
 ) -> int:
     """Write the checkpoint that CONTAINER holds, decoding what is damaged.
 
@@ -95,6 +107,7 @@ def restore(
         container,
         destination,
         policy=policy,
+        guard=guard == "on",
         strict=strict,
         overwrite=force,
         jobs=jobs,

@@ -45,10 +45,10 @@ def _storage(function: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--guard",
-                type=click.Choice(["tensor", "none"]),
+                type=click.Choice(["tensor", "posterior", "none"]),
                 default="tensor",
                 show_default=True,
-                help="Range guards that readers hold words against.",
+                help="Range guards that readers hold words against; posterior: in campaigns only.",
             ),
             click.option(
                 "--samples",
@@ -110,7 +110,6 @@ def search(
     codes: tuple[str, ...],
     report_folder: Path | None,
     force: bool,
-    guard: str,
     device: str | None,
     at: tuple[str, ...],
     devices: Path | None,
@@ -130,7 +129,7 @@ def search(
     if target_file.exists() and not force:
         raise UsageError(f"{target_file}: is there already; --force replaces it")
     request["codes"] = codes or ("ideal",)
-    found = run(model, guard=guard != "none", progress=output.progress, **_devices(device, at, devices), **request)
+    found = run(model, progress=output.progress, **_devices(device, at, devices), **request)
     with atomic_writer(target_file, overwrite=force) as file:
         file.write(found.masks.to_json().encode("utf-8"))
     files = [str(target_file)]
@@ -154,7 +153,6 @@ def sensitivity(
     *,
     model: Path,
     report_folder: Path | None,
-    guard: str,
     device: str | None,
     at: tuple[str, ...],
     devices: Path | None,
@@ -164,7 +162,7 @@ def sensitivity(
     from ckptguard.report import search as report
     from ckptguard.search.run import sensitivity as run
 
-    found = run(model, guard=guard != "none", progress=output.progress, **_devices(device, at, devices), **request)
+    found = run(model, progress=output.progress, **_devices(device, at, devices), **request)
     files = [str(path) for path in report.write_sensitivity(found, report_folder)] if report_folder else []
     record = {
         "command": "sensitivity",

@@ -81,6 +81,13 @@ def _variants(function: Callable[..., Any]) -> Callable[..., Any]:
                 help="For what cannot be corrected. Repeatable: they are compared.",
             ),
             click.option("--guard", is_flag=True, help="Range guards on."),
+            click.option(
+                "--decoder",
+                type=click.Choice(["exact", "sampled"]),
+                default="exact",
+                show_default=True,
+                help="sampled: of long BCH codes only the codewords that fail are drawn.",
+            ),
             click.option("--controls", is_flag=True, help="Add no protection, full protection and an ideal code."),
         )
     ):
@@ -264,8 +271,8 @@ def _footer(found: Run, files: list[str]) -> str:
     speed = f", {run['trials'] / run['seconds']:.3g} a second" if run["trials"] and run["seconds"] else ""
     golden = sum(said == "passed" for said in checks["golden"].values())
     lines = [
-        f"checks passed: null, golden ({golden} of {len(checks['golden'])} variants), {checks['flips']['counts']} counts "
-        "of flips",
+        f"checks passed: null, golden ({golden} of {len(checks['golden'])} variants), "
+        f"{checks['flips']['counts']} counts of flips",
         f"{run['trials']} trials now ({run['evaluations']} evaluations) in {run['seconds']:.1f} s{speed}",
         *files[-1:],
     ]

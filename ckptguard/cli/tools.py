@@ -10,7 +10,16 @@ from ckptguard.cli import options
 from ckptguard.cli.output import Output, write
 
 _CODES = ("none", "crc", "secded:72,64", "bch:8191,6722", "bch:8191,6722,outer=4")
-_CHANNELS = ("bsc:1e-3", "asymmetric:1e-3,1e-4", "burst:1e-5,1e-2,0.5", "erasure:4096,1e-3")
+_CHANNELS = (
+    "bsc:1e-3",
+    "asymmetric:1e-3,1e-4",
+    "burst:1e-5,1e-2,0.5",
+    "erasure:4096,1e-3",
+    "erasure:4096,1e-3,zeros,8",
+    "levelmap:0/1/2/3,0.2/0.2/0.2/0.2",
+    "stuck:1e-3",
+    "cluster:1e-3,2,8",
+)
 _FEW = 20
 _WORDS = 3 * 512 + 100  # some whole tiles and a part of one
 

@@ -13,7 +13,12 @@ from ckptguard.cli.output import Output
 @click.command(short_help="Compare a container with the original.")
 @click.argument("container", type=options.FILE)
 @click.option("--against", type=options.FILE, required=True, help="The checkpoint that the container was made from.")
-@click.option("--eval", "evaluator", metavar="FILE:FUNCTION", help="Gets the state dict, returns metrics by name.")
+@click.option(
+    "--eval",
+    "evaluator",
+    metavar="SPEC",
+    help="What scores the model: FILE.py:FUNCTION of the state dict, or classification:..., logits:..., perplexity:...",
+)
 @click.option(
     "--framework",
     type=click.Choice(["pt", "np"]),
@@ -22,6 +27,7 @@ from ckptguard.cli.output import Output
     help="Tensors that the function gets: torch's or numpy's.",
 )
 @options.policy
+@options.guard
 @options.select
 @options.jobs
 @options.prints
@@ -33,13 +39,14 @@ def verify(
     evaluator: str | None,
     framework: str,
     policy: str,
+    guard: str,
     select: str | None,
     jobs: int | None,
 ) -> int:
     """Compare CONTAINER with the original: bits and values per tensor, and metrics if asked.
 
-    Metrics are taken three times: of the original (clean), of the stored bytes without any decoding (unprotected), and
-    after decoding (decoded).
+    Metrics are taken of the original (clean), of the stored bytes without any decoding (unprotected), after decoding
+    (decoded), and, where the container has range guards, after these too (guarded).
 
     Exit status: 0 if every protected bit is exact, 11 if some are lost, 13 if the original is of another model.
     """
@@ -52,6 +59,7 @@ def verify(
         evaluator=evaluator,
         framework=framework,
         policy=policy,
+        guard=guard == "on",
         select=select,
         jobs=jobs,
         progress=output.progress,

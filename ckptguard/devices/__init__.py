@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from ckptguard.devices.analog import AnalogProfile, analog_profiles, load_analog_profile
 from ckptguard.devices.device import Device
 from ckptguard.devices.map import DeviceMap
 from ckptguard.devices.profile import GROUPS, Parameter, Profile, load_profile, profiles
 
-__all__ = ["GROUPS", "Device", "DeviceMap", "Parameter", "Profile", "load_profile", "profiles"]
+__all__ = [
+    "GROUPS",
+    "AnalogProfile",
+    "Device",
+    "DeviceMap",
+    "Parameter",
+    "Profile",
+    "analog_profiles",
+    "load_analog_profile",
+    "load_profile",
+    "profiles",
+]

@@ -87,11 +87,7 @@ class Profile:
         Raises:
             SpecError: for an unknown preset or parameter, or a value outside the range the profile holds in.
         """
-        point = {name: parameter.default for name, parameter in self.parameters.items()}
-        if preset is not None:
-            point |= look_up(self.presets, preset, f"preset of profile {self.name!r}")
-        for name, value in values.items():
-            point[name] = self._within(name, value)
+        point = operating_point(self.name, self.parameters, self.presets, values, preset)
         try:
             spec = channels.make(self.channel.format_map(self._texts(point))).spec
         except SpecError as error:
@@ -109,20 +105,33 @@ class Profile:
             texts[name] = "/".join(f"{value:.12g}" for value in values)
         return texts
 
-    def _within(self, name: str, value: float) -> float:
-        if name not in self.parameters:
-            known = ", ".join(sorted(self.parameters)) or "none"
-            raise SpecError(
-                f"profile {self.name!r} has no parameter {name!r}{suggestion(name, self.parameters)}; known: {known}"
-            )
-        parameter = self.parameters[name]
-        value = number(value, f"{name} of profile {self.name!r}")
-        if not parameter.least <= value <= parameter.most:
-            raise SpecError(
-                f"{name} = {value:g} {parameter.unit} is outside the range {parameter.least:g} .. {parameter.most:g} "
-                f"that profile {self.name!r} holds in"
-            )
-        return value
+
+def operating_point(
+    name: str,
+    parameters: Mapping[str, Parameter],
+    presets: Mapping[str, Mapping[str, float]],
+    values: Mapping[str, float],
+    preset: str | None = None,
+) -> dict[str, float]:
+    """All parameters of profile `name`: defaults, then the preset's values, then the given ones, in their ranges."""
+    point = {key: parameter.default for key, parameter in parameters.items()}
+    if preset is not None:
+        point |= look_up(presets, preset, f"preset of profile {name!r}")
+    return point | {key: _within(name, parameters, key, value) for key, value in values.items()}
+
+
+def _within(profile: str, parameters: Mapping[str, Parameter], name: str, value: float) -> float:
+    if name not in parameters:
+        known = ", ".join(sorted(parameters)) or "none"
+        raise SpecError(f"profile {profile!r} has no parameter {name!r}{suggestion(name, parameters)}; known: {known}")
+    parameter = parameters[name]
+    value = number(value, f"{name} of profile {profile!r}")
+    if not parameter.least <= value <= parameter.most:
+        raise SpecError(
+            f"{name} = {value:g} {parameter.unit} is outside the range {parameter.least:g} .. {parameter.most:g} "
+            f"that profile {profile!r} holds in"
+        )
+    return value
 
 
 def profiles() -> tuple[str, ...]:
@@ -151,7 +160,7 @@ def parse_profile(name: str, text: str) -> Profile:
     look_up(GROUPS, data["group"], f"group of {what}")
     if data["confidence"] not in ("A", "B", "C", "D"):
         raise SpecError(f"confidence of {what} is A, B, C or D, not {data['confidence']!r}")
-    parameters = {key: _parameter(key, entry, what) for key, entry in data.get("parameters", {}).items()}
+    parameters = {key: read_parameter(key, entry, what) for key, entry in data.get("parameters", {}).items()}
     plain = Profile(
         name,
         data["summary"],
@@ -166,14 +175,22 @@ def parse_profile(name: str, text: str) -> Profile:
     )
     needed = {field for _, field, _, _ in Formatter().parse(plain.channel) if field is not None}
     require_keys(dict.fromkeys(sorted(needed)), (*parameters, *plain.quantities), f"the channel of {what}")
-    presets = {
-        key: {parameter: plain._within(parameter, value) for parameter, value in entry.items()}
-        for key, entry in data.get("presets", {}).items()
-    }
+    presets = read_presets(name, parameters, data.get("presets", {}))
     return replace(plain, presets=presets)
 
 
-def _parameter(name: str, entry: dict[str, Any], what: str) -> Parameter:
+def read_presets(
+    name: str, parameters: Mapping[str, Parameter], entries: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Named operating points of profile `name`, held to the ranges of its parameters."""
+    return {
+        preset: {key: _within(name, parameters, key, value) for key, value in entry.items()}
+        for preset, entry in entries.items()
+    }
+
+
+def read_parameter(name: str, entry: dict[str, Any], what: str) -> Parameter:
+    """Read one `[parameters.name]` table."""
     require_keys(entry, ("meaning", "unit", "default", "range"), f"parameter {name!r} of {what}")
     least, most = (number(value, f"range of {name!r} of {what}") for value in entry["range"])
     default = number(entry["default"], f"default of {name!r} of {what}")

@@ -59,7 +59,7 @@ def load_data(settings: Settings, key: str = "data", labelled: bool = True) -> D
         inputs, labels = _function(text, labelled)
     else:
         raise UsageError(f"{key}={text} is no .npz, .csv, folder or FILE.py:function; {settings.keys[key]}")
-    if "names" in settings.values and settings.kind == "classification":
+    if "names" in settings:
         names = tuple(Path(settings.text("names")).read_text(encoding="utf-8").split("\n"))
     if "part" not in settings:
         return _as_tensors(text, inputs, labels, names, limit)

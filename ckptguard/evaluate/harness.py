@@ -96,5 +96,7 @@ def _import_harness() -> Any:
         import lm_eval.models.huggingface
         import lm_eval.tasks
     except ImportError as error:
-        raise MissingExtraError("the harness is not installed: pip install 'ckptguard[lm-eval]'") from error
+        raise MissingExtraError(
+            f"the harness cannot be imported ({error}): pip install 'ckptguard[lm-eval]'"
+        ) from error
     return lm_eval

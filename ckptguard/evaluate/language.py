@@ -33,7 +33,9 @@ def import_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise MissingExtraError("transformers is not installed: pip install 'ckptguard[transformers]'") from error
-    return transformers
+    package: Any = transformers
+    package.utils.logging.disable_progress_bar()
+    return package
 
 
 def folder(settings: Settings) -> Path:

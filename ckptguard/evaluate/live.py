@@ -26,7 +26,7 @@ class LiveSession(Session):
         context: what the session was opened for.
         data: (bytes,) uint8 per tensor, writable; what the tensors of any framework lie over.
         words: the same memory as words.
-        touched: names of the tensors that patches changed since `load` or `undo`.
+        loaded_digest: of what `load` set.
     """
 
     def __init__(self, context: Context) -> None:
@@ -36,7 +36,8 @@ class LiveSession(Session):
             name: self.data[name].view(f"<u{spec.dtype.word_bits // 8}") for name, spec in context.specs.items()
         }
         self._undo: list[tuple[str, npt.NDArray[np.int64], Words]] = []
-        self._has_reference = False
+        self._reference_digest = ""
+        self.loaded_digest = ""
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -45,6 +46,11 @@ class LiveSession(Session):
             name: tensor_from_bytes(self.context.framework, spec.dtype, spec.shape, self.data[name])
             for name, spec in self.context.specs.items()
         }
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether what `load` set is the clean model."""
+        return self.loaded_digest == self._reference_digest
 
     @property
     def touched(self) -> set[str]:
@@ -67,8 +73,10 @@ class LiveSession(Session):
                     f"{spec.bytes} bytes as uint8"
                 )
             self.data[name][:] = found.reshape(-1)
-        reference, self._has_reference = reference or not self._has_reference, True
-        self.loaded(reference)
+        self.loaded_digest = self.digest()
+        new = (reference or not self._reference_digest) and self.loaded_digest != self._reference_digest
+        self._reference_digest = self.loaded_digest if new else self._reference_digest
+        self.loaded(new)
 
     def patch(self, patches: Mapping[str, Patch]) -> None:
         """Write the new words; the old ones are kept for `undo`."""
@@ -96,7 +104,11 @@ class LiveSession(Session):
         return state.hexdigest()
 
     def loaded(self, reference: bool) -> None:
-        """Called after the buffers were filled; for sessions that hold more than the buffers."""
+        """Called after the buffers were filled; for sessions that hold more than the buffers.
+
+        Args:
+            reference: the weights are a new clean model, other than the one of before.
+        """
 
     def changed(self, name: str, elements: npt.NDArray[np.int64]) -> None:
         """Called after words of a tensor were written; for sessions whose model holds its own copies."""

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from ckptguard.errors import UsageError
 from ckptguard.evaluate.frameworks import torch_with_threads
 from ckptguard.evaluate.live import LiveSession
-from ckptguard.evaluate.reuse import PrefixReuse, storage_address
+from ckptguard.evaluate.reuse import PrefixReuse
 from ckptguard.evaluate.session import Context
 from ckptguard.evaluate.settings import Settings
+from ckptguard.evaluate.tape import storage_address
 from ckptguard.evaluate.user import load_object
 from ckptguard.spec import suggestion
 
@@ -67,10 +68,10 @@ class ModelSession(LiveSession):
         }
 
     def loaded(self, reference: bool) -> None:
-        """Bring converted copies up to date and forget what was reused of other weights."""
+        """Bring converted copies up to date; what was kept of other weights is not reused."""
         for name, target in self._copies.items():
             target.data.copy_(self.state[name])
-        self.reuse.forget()
+        self.reuse.weights_are(self.loaded_digest)
 
     def changed(self, name: str, elements: npt.NDArray[Any]) -> None:
         """Convert the changed elements again, where the module holds a copy."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptguard.errors import MissingExtraError, UsageError
-from ckptguard.evaluate.language import in_transformers, offline
+from ckptguard.evaluate.language import import_transformers, in_transformers
 from ckptguard.evaluate.models import RUN_KEYS, ModelSession
 from ckptguard.evaluate.session import Context, Session
 from ckptguard.evaluate.settings import Settings
@@ -51,7 +51,7 @@ class Sentence(ModelSession):
         size = settings.integer("batch", 32)
         parts = [pairs.sentences[start : start + size] for start in range(0, len(pairs.sentences), size)]
         tokenize = getattr(model, "preprocess", model.tokenize)
-        self._batches = [{key: value.to(self.device) for key, value in tokenize(part).items()} for part in parts]
+        self._batches = [self._on_device(tokenize(part)) for part in parts]
         self._clean: Floats = np.empty((0, 0))
 
     @classmethod
@@ -71,7 +71,7 @@ class Sentence(ModelSession):
     def metrics(self) -> dict[str, float]:
         """See the class."""
         found = self._embeddings()
-        finite = np.isfinite(found).all(1)
+        finite = np.logical_and.reduce(np.isfinite(found), axis=1)
         found = np.where(finite[:, None], found, 0.0)
         scores, clean = _cosines(found[0::2], found[1::2]), _cosines(self._clean[0::2], self._clean[1::2])
         result = {
@@ -82,6 +82,9 @@ class Sentence(ModelSession):
         if self._pairs.scores is not None:
             result["label_spearman"] = rank_correlation(scores, self._pairs.scores)
         return result
+
+    def _on_device(self, features: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value.to(self.device) if hasattr(value, "to") else value for key, value in features.items()}
 
     def _embeddings(self) -> Floats:
         """(sentences, width); sentences 2i and 2i + 1 are pair i."""
@@ -131,8 +134,8 @@ def _cosines(one: Floats, other: Floats) -> Floats:
 
 
 def _model(path: Path, device: str) -> Any:
-    offline()
     try:
+        import_transformers()
         import sentence_transformers
     except ImportError as error:
         raise MissingExtraError("sentence-transformers is missing: pip install 'ckptguard[sentence]'") from error

@@ -56,8 +56,8 @@ class Session(ABC):
         """Set all weights from raw little-endian bytes and forget patches.
 
         Args:
-            reference: these weights are the clean model that later metrics are compared with. False keeps the one of
-                before; the first load is always the reference.
+            reference: these weights are the clean model that later metrics are compared with; a session that needs its
+                outputs runs it here. False keeps the one of before; the first load is always the reference.
         Raises:
             UsageError: names or sizes are not those that the session was opened for.
         """

@@ -31,7 +31,6 @@ class WeightSession(LiveSession):
         super().__init__(context)
         self._norm = 0.0
         self._reference: dict[str, Bytes] = {}
-        self._is_reference = False
 
     @classmethod
     def from_settings(cls, settings: Settings, context: Context) -> Session:
@@ -40,7 +39,6 @@ class WeightSession(LiveSession):
 
     def loaded(self, reference: bool) -> None:
         """Keep a copy of a new reference."""
-        self._is_reference = reference
         if reference:
             self._reference = {name: data.copy() for name, data in self.data.items()}
             self._norm = float(np.sqrt(sum(self._square(name) for name in self.data)))
@@ -49,7 +47,7 @@ class WeightSession(LiveSession):
         """See the class."""
         sums = {"wrong_bits": 0.0, "changed_elements": 0.0, "non_finite": 0.0}
         largest, square = 0.0, 0.0
-        for name in self.touched if self._is_reference else self.data:
+        for name in self.touched if self.is_reference else self.data:
             dtype = self.context.specs[name].dtype
             changed = self._differing(name)
             before, after = (
@@ -73,7 +71,7 @@ class WeightSession(LiveSession):
         """Indices of the words that differ from the reference."""
         words = self.words[name]
         reference = self._reference[name].view(words.dtype)
-        if not self._is_reference:
+        if not self.is_reference:
             return np.flatnonzero(words != reference)
         elements = np.unique(np.concatenate(self.patched(name)))
         differing: npt.NDArray[np.int64] = elements[words[elements] != reference[elements]]
@@ -84,4 +82,5 @@ class WeightSession(LiveSession):
         if values is None:
             return 0.0
         values = values[np.isfinite(values)]
-        return float(np.square(values).sum())
+        with np.errstate(over="ignore"):
+            return float(np.square(values).sum())

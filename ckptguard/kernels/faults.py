@@ -19,6 +19,7 @@ from ckptguard.kernels.sampling import _count, _draw, _mix, _start
 U64 = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
 
 BLOCK = 1 << 16
 SHELLS = 21
@@ -27,6 +28,64 @@ SHELLS = 21
 _SWEPT = 4096  # from so many changed elements on, a block is read through instead of sorting them
 _LISTED = 512  # up to so many marks are taken back one by one
 _THINNING = np.uint64(0x6A09E667F3BCC909)
+
+
+@njit(cache=True, nogil=True)
+def _candidates(stream: U64, wanted: int, places: int, marks: U8, drawn: I32) -> None:
+    """List `wanted` different ones of `places` (a power of two up to 65536) in `drawn`; `marks` is all zero again."""
+    within = np.uint64(places - 1)
+    count = 0
+    while count < wanted:
+        r = _draw(stream)
+        for _ in range(4):
+            place = np.int64(r & within)
+            r >>= np.uint64(16)
+            mark = np.uint8(1 << (place & 7))
+            if count < wanted and marks[place >> 3] & mark == np.uint8(0):
+                marks[place >> 3] |= mark
+                drawn[count] = place
+                count += 1
+    _clear(marks, drawn, count)
+
+
+@njit(cache=True, nogil=True)
+def _clear(marks: U8, listed: I32, count: int) -> None:
+    """Take back the marks of the listed places; there are no others."""
+    if count > _LISTED:
+        marks[:] = np.uint8(0)
+        return
+    for i in range(count):
+        marks[listed[i] >> 3] = np.uint8(0)
+
+
+@njit(cache=True, nogil=True)
+def _unmarked(places: int, marks: U8, drawn: I32) -> int:
+    """List the places without a mark in `drawn`."""
+    count = 0
+    for place in range(places):
+        if marks[place >> 3] & np.uint8(1 << (place & 7)) == np.uint8(0):
+            drawn[count] = place
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _write_out(changes: U64, changed: I32, touched: int, base: int, elements: I64, flips: U64, total: int) -> int:
+    """Append the changed elements of a block in ascending order and forget them; how many are written now."""
+    if touched > _SWEPT:
+        for place in range(changes.size):
+            if changes[place] != np.uint64(0):
+                elements[total] = base + place
+                flips[total] = changes[place]
+                changes[place] = np.uint64(0)
+                total += 1
+        return total
+    for place in np.sort(changed[:touched]):
+        elements[total] = base + place
+        flips[total] = changes[place]
+        changes[place] = np.uint64(0)
+        total += 1
+    return total
 
 
 @njit(cache=True, nogil=True)
@@ -73,53 +132,30 @@ def draw_blocks(
         how many elements were written, and how many blocks were drawn.
     """
     stream, thinning = np.empty(2, np.uint64), np.empty(2, np.uint64)
-    changes = np.zeros(places, np.uint64)
-    changed = np.empty(places, np.int32)
-    taken = np.zeros((places + 7) >> 3, np.uint8)
-    here = np.zeros((places + 7) >> 3, np.uint8)
+    changes, changed = np.zeros(places, np.uint64), np.empty(places, np.int32)
+    taken, marks = np.zeros((places + 7) >> 3, np.uint8), np.zeros((places + 7) >> 3, np.uint8)
     takers, drawn = np.empty(places, np.int32), np.empty(places, np.int32)
     by_value = top_of_0 != top_of_1 or thin_of_0 != thin_of_1
-    within = np.uint64(places - 1)
     total = 0
     for number in range(blocks):
         if elements.size - total < valid:
             return total, number
-        block = first_block + number
-        base = block << 16
+        base = (first_block + number) << 16
         touched = 0
         for k in range(planes.size):
-            index = (planes[k] << 40) | block
+            index = (planes[k] << 40) | (first_block + number)
             _start(stream, key, index)
             bit = np.uint64(1) << np.uint64(shifts[k])
             taken_count = 0
-            hits = 0
             for shell in range(shells):
-                count = 0
                 if shell == SHELLS - 1:
-                    for free in range(places):
-                        if taken[free >> 3] & np.uint8(1 << (free & 7)) == np.uint8(0):
-                            drawn[count] = free
-                            count += 1
+                    count = _unmarked(places, taken, drawn)
                 else:
-                    wanted = _count(stream, thresholds[starts[shell] : starts[shell + 1]], least[shell])
-                    while count < wanted:
-                        r = _draw(stream)
-                        for _ in range(4):
-                            place = np.int64(r & within)
-                            r >>= np.uint64(16)
-                            mark = np.uint8(1 << (place & 7))
-                            if count < wanted and here[place >> 3] & mark == np.uint8(0):
-                                here[place >> 3] |= mark
-                                drawn[count] = place
-                                count += 1
-                    if count > _LISTED:
-                        here[:] = np.uint8(0)
-                    else:
-                        for i in range(count):
-                            here[drawn[i] >> 3] = np.uint8(0)
-                thins = (shell == top_of_0 and thin_of_0 != np.uint64(0)) or (
-                    shell == top_of_1 and thin_of_1 != np.uint64(0)
-                )
+                    count = _count(stream, thresholds[starts[shell] : starts[shell + 1]], least[shell])
+                    if count == 0:  # as in almost every block at low rates
+                        continue
+                    _candidates(stream, count, places, marks, drawn)
+                thins = shell in (top_of_0, top_of_1)
                 if thins:
                     _start(thinning, _mix(key ^ _THINNING), index * 32 + shell)
                 share = np.uint64(0)
@@ -144,26 +180,11 @@ def draw_blocks(
                         changed[touched] = place
                         touched += 1
                     changes[place] |= bit
-                    hits += 1
-            by_plane[k] += hits
-            if taken_count > _LISTED:
-                taken[:] = np.uint8(0)
-            else:
-                for i in range(taken_count):
-                    taken[takers[i] >> 3] = np.uint8(0)
-        if touched > _SWEPT:
-            for element in range(valid):
-                if changes[element] != np.uint64(0):
-                    elements[total] = base + element
-                    flips[total] = changes[element]
-                    total += 1
-            changes[:] = np.uint64(0)
-        else:
-            for place in np.sort(changed[:touched]):
-                elements[total] = base + place
-                flips[total] = changes[place]
-                changes[place] = np.uint64(0)
-                total += 1
+                    by_plane[k] += 1
+            if taken_count:
+                _clear(taken, takers, taken_count)
+        if touched:
+            total = _write_out(changes, changed, touched, base, elements, flips, total)
     return total, blocks
 
 

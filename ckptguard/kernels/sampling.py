@@ -494,7 +494,7 @@ def stick(
         taken[:] = np.uint8(0)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _label(data: U8, begin: int, bits: int, first: int, offsets: npt.NDArray[np.int64]) -> int:
     """The label of the cell whose bits lie at `first` + `offsets`; see `move_levels`."""
     label = 0
@@ -505,7 +505,7 @@ def _label(data: U8, begin: int, bits: int, first: int, offsets: npt.NDArray[np.
     return label
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _move(
     data: U8,
     begin: int,
@@ -523,13 +523,12 @@ def _move(
     read = 0
     for other in range(levels):  # counted rather than searched: a search branches where nobody can foresee it
         read += int(u >= moves[level, other])
-    if read == levels:
-        return
-    change = np.int64(flips[level, read])
-    for i in range(offsets.size):
-        at = first + offsets[i]
-        if at < bits:
-            data[begin + (at >> 3)] ^= np.uint8((change >> i & 1) << (7 - (at & 7)))
+    if read < levels:
+        change = np.int64(flips[level, read])
+        for i in range(offsets.size):
+            at = first + offsets[i]
+            if at < bits:
+                data[begin + (at >> 3)] ^= np.uint8((change >> i & 1) << (7 - (at & 7)))
 
 
 @njit(cache=True, nogil=True)

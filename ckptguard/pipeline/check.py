@@ -32,7 +32,13 @@ def check(path: Path | str, *, jobs: int | None = None, progress: work.Progress 
 
 
 def examine_all(
-    shards: Sequence[Shard], *, parity: bool, jobs: int | None, step: str, progress: work.Progress
+    shards: Sequence[Shard],
+    *,
+    parity: bool,
+    jobs: int | None,
+    step: str,
+    progress: work.Progress,
+    guard: bool = True,
 ) -> Iterator[tuple[int, Examined]]:
     """(shard index, examined unit) for every unit of a set; its bytes are overwritten once the next is asked for."""
     room = work.Room()
@@ -40,7 +46,7 @@ def examine_all(
 
     def one(task: tuple[int, tuple[int, int]]) -> tuple[int, Examined]:
         index, (stream, unit) = task
-        return index, examine(shards[index], stream, unit, parity=parity, room=room)
+        return index, examine(shards[index], stream, unit, parity=parity, guard=guard, room=room)
 
     for index, examined in work.run(one, places, jobs=jobs, step=step, total=len(places), progress=progress):
         yield index, examined

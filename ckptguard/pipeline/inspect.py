@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ckptguard import plan
+from ckptguard.guards import TensorGuard
+from ckptguard.pipeline import guarding
 from ckptguard.pipeline.shard import open_set
 from ckptguard.plan import ShardPlan
 from ckptguard.representations.base import Losses
+
+ARMOUR_GROWTH = 4
+"""Stored bytes for a byte of metadata: doubled by its code, and at both ends of the file."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class TensorSummary:
     rounded: int = 0
     clipped: int = 0
     max_error: float = 0.0
+    guard_groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class StreamSummary:
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """A shard file in figures."""
+    """A shard file in figures; `guard_bytes` are those of the metadata (before armour) that are range guards."""
 
     name: str
     device: Mapping[str, Any] | None
@@ -57,6 +63,7 @@ class ShardSummary:
     payload_bytes: int
     parity_bytes: int
     streams: tuple[StreamSummary, ...]
+    guard_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,9 +117,10 @@ def inspect(path: Path | str) -> Summary:
                     block.payload_bytes,
                     block.parity_bytes,
                     tuple(stream_summaries(shard.plan)),
+                    guarding.stored_bytes(shard.guards, len(shard.plan.parts)),
                 )
             )
-            tensors += tensor_summaries(shard.plan, shard.losses)
+            tensors += tensor_summaries(shard.plan, shard.losses, shard.guards)
         plans = [shard.plan for shard in shards]
         weight_bits = sum(p.weight_bits for p in plans)
         sources = {source.name: source.bytes for p in plans for source in p.sources}
@@ -158,7 +166,9 @@ def stream_summaries(shard: ShardPlan) -> list[StreamSummary]:
     ]
 
 
-def tensor_summaries(shard: ShardPlan, losses: Mapping[int, Losses]) -> Sequence[TensorSummary]:
+def tensor_summaries(
+    shard: ShardPlan, losses: Mapping[int, Losses], guards: Mapping[int, TensorGuard]
+) -> Sequence[TensorSummary]:
     """The tensors and auxiliary files of a shard."""
     return [
         TensorSummary(
@@ -176,6 +186,7 @@ def tensor_summaries(shard: ShardPlan, losses: Mapping[int, Losses]) -> Sequence
             losses[index].rounded if index in losses else 0,
             losses[index].clipped if index in losses else 0,
             losses[index].max_error if index in losses else 0.0,
+            guards[index].groups if index in guards else 0,
         )
         for index, part in enumerate(shard.parts)
         if part.kind != plan.HEADER

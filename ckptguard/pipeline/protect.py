@@ -24,9 +24,10 @@ from ckptguard.container.superblock import Superblock
 from ckptguard.devices import Device, DeviceMap
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import CheckpointError, UsageError
-from ckptguard.files import atomic_folder, atomic_writer, read_exactly, read_exactly_into, refuse_overlap
+from ckptguard.files import atomic_folder, atomic_writer, read_exactly_into, refuse_overlap
+from ckptguard.guards import Builder, Measured, TensorGuard, check_granularity, group_words
 from ckptguard.masks import MaskSet, TensorMask
-from ckptguard.pipeline import work
+from ckptguard.pipeline import guarding, work
 from ckptguard.pipeline.inputs import is_torch_file, open_checkpoint
 from ckptguard.pipeline.shard import Digests, make_info, pack_metadata
 from ckptguard.pipeline.units import gather_words, protected_digests, raw_digests, runs, unit_bytes
@@ -35,6 +36,7 @@ from ckptguard.representations.base import Losses
 
 DEFAULT_CODE = "bch:8191,6722"
 DEFAULT_TARGET = 1e-9
+DEFAULT_GUARD = "tensor"
 FILES_SHARD = "files" + SUFFIX
 CHUNK_BYTES = 8 << 20
 
@@ -88,6 +90,7 @@ def protect(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
+    guard: str = DEFAULT_GUARD,
     sidecar: bool = False,
     select: str | None = None,
     overwrite: bool = False,
@@ -105,6 +108,8 @@ def protect(
         representation: spec for floating-point tensors.
         devices: which tensors lie on which device.
         target: for `auto`: highest probability that a shard is not decoded wholly.
+        guard: granularity of range guards: one per `tensor`, per `channel` (index of the first axis), per `group:N`
+            (N elements), or `none`.
         sidecar: leave the checkpoint where it is and write only parity and metadata beside it.
         select: which state dict of a torch file.
 
@@ -112,6 +117,7 @@ def protect(
         CheckpointError, MaskError, SpecError, UsageError: as their messages say, before anything is written.
     """
     source = Path(source)
+    check_granularity(guard)
     with contextlib.ExitStack() as stack:
         notes: list[str] = []
         if sidecar and is_torch_file(source):
@@ -132,9 +138,10 @@ def protect(
             "representation": representation,
             "masks": json.loads(mask_set.to_json()),
             "target": target if code.startswith("auto") else None,
+            "guard": guard,
         }
         info = make_info([job.plan.name for job in jobs_to_do], source.is_dir(), settings)
-        losses = _write_set(jobs_to_do, shard_paths, info, jobs, progress)
+        losses = _write_set(jobs_to_do, shard_paths, info, guard, jobs, progress)
     final = tuple(
         (path / job.plan.name) if (folder and not sidecar) else Path(shard_paths[i][0])
         for i, job in enumerate(jobs_to_do)
@@ -312,6 +319,7 @@ def _write_set(
     jobs_to_do: Sequence[_Job],
     targets: Sequence[tuple[Path, int]],
     info: dict[str, Any],
+    granularity: str,
     jobs: int | None,
     progress: work.Progress,
 ) -> dict[tuple[int, int], Losses]:
@@ -320,14 +328,16 @@ def _write_set(
     losses: dict[tuple[int, int], Losses] = {}
     for index, (job, (_, descriptor)) in enumerate(zip(jobs_to_do, targets, strict=True)):
         empty = Digests.empty(job.plan)
-        size = len(pack_metadata(info, job.plan, empty, np.zeros(len(job.plan.parts)), {}))
+        magnitudes = _magnitudes(job, jobs)
+        guards = _guards(job, granularity, magnitudes, jobs)
+        size = len(pack_metadata(info, job.plan, empty, magnitudes, {}, guards))
         superblock = Superblock(
             index, len(jobs_to_do), size, job.plan.payload_bytes, job.plan.parity_bytes, 0, 0, job.plan.beside
         )
         writer = ShardWriter(descriptor, superblock)
-        digests, magnitudes, lost = _write_shard(job, writer, jobs, progress)
+        digests, lost = _write_shard(job, writer, magnitudes, jobs, progress)
         losses |= {(index, part): loss for part, loss in lost.items()}
-        metadata = pack_metadata(info, job.plan, digests, magnitudes, lost)
+        metadata = pack_metadata(info, job.plan, digests, magnitudes, lost, guards)
         written.append((writer, superblock, metadata))
     set_id = xxhash.xxh3_64()
     for _, _, metadata in written:
@@ -343,19 +353,19 @@ def _write_set(
 def _write_shard(
     job: _Job,
     writer: ShardWriter,
+    magnitudes: npt.NDArray[np.float64],
     jobs: int | None,
     progress: work.Progress,
-) -> tuple[Digests, npt.NDArray[np.float64], dict[int, Losses]]:
+) -> tuple[Digests, dict[int, Losses]]:
     """Payload and parity of one shard."""
     shard = job.plan
     digests = Digests.empty(shard)
-    magnitudes = np.zeros(len(shard.parts))
     losses: dict[int, Losses] = {}
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(path.open("rb")) for path in job.files]
         if not (job.is_image or shard.beside):
             for index, part in enumerate(shard.parts):
-                magnitudes[index], loss = _store_part(sources[part.source], part, writer, jobs)
+                loss = _store_part(sources[part.source], part, float(magnitudes[index]), writer, jobs)
                 if part.representation != "native":
                     losses[index] = loss
 
@@ -390,7 +400,7 @@ def _write_shard(
         units = shard.all_units()
         for _ in work.run(encode, units, jobs=jobs, step=f"protect {shard.name}", total=len(units), progress=progress):
             pass
-    return digests, magnitudes, losses
+    return digests, losses
 
 
 def _chunks(part: Part) -> Iterator[tuple[int, int]]:
@@ -401,25 +411,74 @@ def _chunks(part: Part) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + step, part.bytes)
 
 
-def _store_part(source: Any, part: Part, writer: ShardWriter, jobs: int | None) -> tuple[float, Losses]:
-    """Write a part into the payload in its representation; its magnitude and what that cost."""
-    representation = representations.make(part.representation)
+def _magnitudes(job: _Job, jobs: int | None) -> npt.NDArray[np.float64]:
+    """(parts,) the largest magnitude of each part that is not stored as it is; zero for the others."""
+    magnitudes = np.zeros(len(job.plan.parts))
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(path.open("rb")) for path in job.files]
+        for index, part in enumerate(job.plan.parts):
+            if part.representation != "native":
+                magnitudes[index] = _magnitude(sources[part.source], part, jobs)
+    return magnitudes
 
-    def read(chunk: tuple[int, int]) -> Bytes:
-        return np.frombuffer(read_exactly(source, part.offset + chunk[0], chunk[1] - chunk[0]), np.uint8)
+
+def _magnitude(source: Any, part: Part, jobs: int | None) -> float:
+    """The largest magnitude of a part. Raises CheckpointError where an element cannot be represented."""
+    representation = representations.make(part.representation)
 
     def magnitude_of(chunk: tuple[int, int]) -> float:
         try:
-            return representation.magnitude(part.dtype, read(chunk))
+            return representation.magnitude(part.dtype, _read(source, part, chunk))
         except CheckpointError as error:
             raise CheckpointError(f"{part.name}: {error}") from error
 
-    magnitude = 0.0
-    if part.representation != "native":
-        magnitude = max(work.run(magnitude_of, _chunks(part), jobs=jobs), default=0.0)
+    return max(work.run(magnitude_of, _chunks(part), jobs=jobs), default=0.0)
+
+
+def _read(source: Any, part: Part, chunk: tuple[int, int]) -> Bytes:
+    """Bytes [begin, end) of a part of an open source."""
+    data = np.empty(chunk[1] - chunk[0], np.uint8)
+    read_exactly_into(source, part.offset + chunk[0], data)
+    return data
+
+
+def _guards(
+    job: _Job, granularity: str, magnitudes: npt.NDArray[np.float64], jobs: int | None
+) -> dict[int, TensorGuard]:
+    """The range guards of a shard's tensors, by part index; needed before anything is written, for their size."""
+    if granularity == "none":
+        return {}
+    parts = job.plan.parts
+    builders: dict[int, Builder] = {}
+    for index, part in enumerate(parts):
+        form = guarding.form_of(part)
+        if form is not None and part.elements:
+            builders[index] = Builder(form, part.elements, group_words(granularity, part.elements, part.shape))
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(path.open("rb")) for path in job.files]
+
+        def measure(task: tuple[int, tuple[int, int]]) -> tuple[int, Measured]:
+            index, chunk = task
+            part = parts[index]
+            data, representation = _read(sources[part.source], part, chunk), representations.make(part.representation)
+            size = data.size
+            if part.representation != "native":
+                data = representation.store(part.dtype, data, float(magnitudes[index]))[0]
+            words = representation.words(part.dtype, data, size)
+            return index, builders[index].measure(words, part.dtype.words(chunk[0]))
+
+        tasks = ((index, chunk) for index in builders for chunk in _chunks(parts[index]))
+        for index, measured in work.run(measure, tasks, jobs=jobs):
+            builders[index].add(measured)
+    return {index: builder.guard() for index, builder in builders.items()}
+
+
+def _store_part(source: Any, part: Part, magnitude: float, writer: ShardWriter, jobs: int | None) -> Losses:
+    """Write a part into the payload in its representation; what that cost."""
+    representation = representations.make(part.representation)
 
     def store(chunk: tuple[int, int]) -> Losses:
-        stored, loss = representation.store(part.dtype, read(chunk), magnitude)
+        stored, loss = representation.store(part.dtype, _read(source, part, chunk), magnitude)
         begin = representation.stored_bytes(part.dtype, chunk[0])
         writer.write_payload(part.stored_offset + begin, stored)
         return loss
@@ -429,4 +488,4 @@ def _store_part(source: Any, part: Part, writer: ShardWriter, jobs: int | None) 
     for loss in work.run(store, _chunks(part), jobs=jobs):
         rounded, clipped = rounded + loss.rounded, clipped + loss.clipped
         max_error = max(max_error, loss.max_error)
-    return magnitude, Losses(rounded, clipped, max_error)
+    return Losses(rounded, clipped, max_error)

@@ -16,9 +16,17 @@ import xxhash
 
 from ckptguard import plan, representations
 from ckptguard.errors import CheckpointError, UsageError
-from ckptguard.pipeline import work
+from ckptguard.guards import Counts, TensorGuard
+from ckptguard.pipeline import guarding, work
 from ckptguard.pipeline.reports import Report, Tally
-from ckptguard.pipeline.restore import from_stored, null_elements, refuse_losses
+from ckptguard.pipeline.restore import (
+    Damage,
+    from_stored,
+    null_elements,
+    refuse_losses,
+    restrict,
+    restrict_stored,
+)
 from ckptguard.pipeline.shard import Shard
 from ckptguard.pipeline.units import (
     Examined,
@@ -52,7 +60,7 @@ class Stored:
 
     Attributes:
         read: before decoding.
-        decoded: after it; unprotected bits as read.
+        decoded: after it, and after range guards where they are used; other unprotected bits as read.
         lost_bits: bitmap of bits in uncorrectable codewords; None where there are none.
     """
 
@@ -68,11 +76,16 @@ class Reader:
     whole unit is read and decoded.
     """
 
-    def __init__(self, shards: Sequence[Shard], on_error: str = "raise", *, jobs: int | None = None) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], on_error: str = "raise", *, guard: bool = True, jobs: int | None = None
+    ) -> None:
         if on_error not in ON_ERROR:
             raise UsageError(f"unknown on_error {on_error!r}; known: {', '.join(ON_ERROR)}")
         self._shards = shards
         self._on_error = on_error
+        self._guard = guard
+        self._guards: list[dict[int, TensorGuard]] = [shard.guards if guard else {} for shard in shards]
+        self._restricted: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
         self._jobs = jobs
         self._tally = Tally(shards)
         self._counted_units: set[_Key] = set()
@@ -137,10 +150,14 @@ class Reader:
             self._native_into(shard, index, first, whole, jobs)
             out[:] = whole[begin - first : end - first]
             return
-        lost = self._stored_into(shard, index, begin, out, jobs)
+        lost = self._stored_into(shard, index, begin, out, jobs)[0]
         if self._on_error == "null" and lost is not None:
             native = representations.make("native")
-            native.null(part.dtype, out, native.touched(part.dtype, lost, out.size))
+            touched, guard = native.touched(part.dtype, lost, out.size), self._guards[shard].get(index)
+            if guard is not None:
+                guarding.null(begin, guard, out, touched)
+            else:
+                native.null(part.dtype, out, touched)
 
     def _converted_into(self, shard: int, index: int, begin: int, out: Bytes, jobs: int | None) -> None:
         """Convert span by span, each on a thread of its own."""
@@ -155,20 +172,36 @@ class Reader:
 
         def convert(span: tuple[int, int]) -> None:
             stored = np.empty(span[1] - span[0], np.uint8)
-            lost = self._stored_into(shard, index, span[0], stored, 1 if len(spans) > 1 else jobs)
-            lost = lost if self._on_error == "null" else None
-            data = from_stored(part, stored, span[0], magnitude, lost)
+            lost, damaged = self._stored_into(shard, index, span[0], stored, 1 if len(spans) > 1 else jobs)
+            lost, guard = lost if self._on_error == "null" else None, self._guards[shard].get(index)
+            if damaged and guard is not None:
+                self._restrict_stored(shard, index, span[0], stored, damaged)
+            data = from_stored(part, stored, span[0], magnitude, lost, guard)
             offset = group_source_bytes(part, 0, span[0]) - begin
             low, high = max(offset, 0), min(offset + data.size, out.size)
             out[low:high] = data[low - offset : high - offset]
 
         _each(convert, spans, jobs)
 
-    def _stored_into(self, shard: int, index: int, begin: int, out: Bytes, jobs: int | None) -> Bytes | None:
+    def _restrict_stored(self, shard: int, index: int, begin: int, stored: Bytes, damaged: Sequence[Damage]) -> None:
+        """Replace what is impossible in stored bytes in another representation, in place, and count it once."""
+        part, guard = self._shards[shard].plan.parts[index], self._guards[shard][index]
+        for first, applied in restrict_stored(part, stored, begin, guard, damaged):
+            with self._lock:
+                seen = self._restricted.setdefault((shard, index), np.zeros(part.elements, np.bool_))
+                here = seen[first : first + applied.words.size]
+                counts = Counts(int(applied.forced[~here].sum(dtype=np.int64)), int(applied.replaced[~here].sum()))
+                here[:] = True
+                self._tally.add_guarded(shard, index, counts)
+
+    def _stored_into(
+        self, shard: int, index: int, begin: int, out: Bytes, jobs: int | None
+    ) -> tuple[Bytes | None, list[Damage]]:
         """Fill `out` with the stored bytes of a part from `begin` on, decoded where needed.
 
         Returns:
-            bitmap of those bits of `out` that lie in uncorrectable codewords; None where there are none.
+            bitmap of those bits of `out` that lie in uncorrectable codewords, None where there are none; and the
+            pieces that are not exact.
         """
         shard_plan = self._shards[shard].plan
         pieces = shard_plan.pieces_of_part(index, begin, begin + out.size)
@@ -194,10 +227,13 @@ class Reader:
         batches = [batch for _, batch in self._batches(shard, np.arange(pieces.start, pieces.stop))]
         damaged = [piece for found in _each(read, batches, jobs) for piece in found]
         lost: list[tuple[slice, Bytes]] = []
+        worse: list[Damage] = []
 
         def decode(piece: int) -> None:
-            examined, where = self._decoded(shard, piece)
+            examined, where, state = self._decoded(shard, piece)
             start, size = places[piece]
+            if state != State.EXACT:
+                worse.append((begin + start, begin + start + size, state))
             low, high = max(start, 0), min(start + size, out.size)
             source = slice(where.start + low - start, where.start + high - start)
             out[low:high] = examined.bytes[source]
@@ -206,11 +242,11 @@ class Reader:
 
         _each(decode, damaged, jobs)
         if not lost:
-            return None
+            return None, worse
         bits = np.zeros(out.size, np.uint8)
         for where, found in lost:
             bits[where] = found
-        return bits
+        return bits, worse
 
     def _batches(self, shard: int, pieces: Indices, span: int = _SPAN_BYTES) -> list[_Batch]:
         """(shard, pieces), in the order of the payload, `span` bytes at a time."""
@@ -256,20 +292,21 @@ class Reader:
         found: list[int] = pieces[damaged].tolist()
         return found
 
-    def _decoded(self, shard: int, piece: int) -> tuple[Examined, slice]:
-        """The unit of a piece, decoded, and where in its bytes the piece lies; refuses what is lost."""
+    def _decoded(self, shard: int, piece: int) -> tuple[Examined, slice, State]:
+        """The unit of a piece, decoded, where in its bytes the piece lies, and what it is; refuses what is lost."""
         table = self._shards[shard].plan.table
         examined = self._examine(shard, int(table.stream[piece]), int(table.unit[piece]))
         number = piece - examined.unit.pieces[0].index
         self._refuse(examined.pieces[number])
-        return examined, piece_slices(examined.unit)[number]
+        return examined, piece_slices(examined.unit)[number], examined.pieces[number].state
 
     def stored(self, shard: int, index: int, begin: int, end: int) -> Stored:
-        """Stored bytes [begin, end) of a part; fresh arrays."""
+        """Stored bytes [begin, end) of a part, on borders of groups of elements; fresh arrays."""
         shard_plan = self._shards[shard].plan
         part = shard_plan.parts[index]
         read, decoded = np.empty(end - begin, np.uint8), np.empty(end - begin, np.uint8)
         lost: Bytes | None = None
+        worse: list[Damage] = []
         for stream, unit in shard_plan.units_of_part(index, begin, end):
             examined = self._examine(shard, stream, unit)
             for piece, outcome, where in zip(
@@ -282,12 +319,16 @@ class Reader:
                 low, high = max(begin, start), min(end, start + piece.bytes)
                 if low >= high:
                     continue
+                if outcome.state != State.EXACT:
+                    worse.append((start, start + piece.bytes, outcome.state))
                 source = slice(where.start + low - start, where.start + high - start)
                 target = slice(low - begin, high - begin)
                 read[target], decoded[target] = examined.read[source], examined.bytes[source]
                 if examined.lost_bits is not None:
                     lost = np.zeros(end - begin, np.uint8) if lost is None else lost
                     lost[target] = examined.lost_bits[source]
+        if worse and part.representation != "native" and index in self._guards[shard]:
+            self._restrict_stored(shard, index, begin, decoded, worse)
         return Stored(read, decoded, lost)
 
     def _examine(self, shard: int, stream: int, unit: int) -> Examined:
@@ -298,8 +339,8 @@ class Reader:
         with under_way:
             if (cached := self._cached(key)) is not None:
                 return cached
-            examined = examine(self._shards[shard], stream, unit)
-            self._count(key, examined)
+            examined = examine(self._shards[shard], stream, unit, guard=self._guard)
+            self._count(key, examined, self._restrict(shard, examined))
             with self._lock:
                 self._cache[key] = examined
                 self._under_way.pop(key, None)
@@ -307,19 +348,30 @@ class Reader:
                     self._cache.popitem(last=False)
             return examined
 
+    def _restrict(self, shard: int, examined: Examined) -> list[tuple[int, Counts]]:
+        """Replace what is impossible in the bytes of a unit, as decoded but not as read; what changed, by part."""
+        guards = self._guards[shard]
+        if not any(piece.part in guards and piece.state != State.EXACT for piece in examined.pieces):
+            return []
+        if examined.bytes is examined.read:
+            examined.bytes = examined.read.copy()
+        return restrict(self._shards[shard].plan.parts, guards, examined)
+
     def _cached(self, key: _Key) -> Examined | None:
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
             return self._cache.get(key)
 
-    def _count(self, key: _Key, examined: Examined) -> None:
+    def _count(self, key: _Key, examined: Examined, changed: Sequence[tuple[int, Counts]]) -> None:
         indices = [piece.index for piece in examined.unit.pieces]
         counted = self._counted[key[0]]
         with self._lock:
             if key not in self._counted_units:
                 self._counted_units.add(key)
                 self._tally.add(key[0], examined, {index for index in indices if counted[index]})
+                for part, counts in changed:
+                    self._tally.add_guarded(key[0], part, counts)
                 counted[indices] = True
 
     def _refuse(self, piece: PieceOutcome) -> None:
@@ -392,7 +444,8 @@ class Reader:
                 if self._on_error == "null" and examined.lost_bits is not None:
                     place = examined.unit.pieces[number]
                     lost = examined.lost_bits[slices[number]]
-                    data = null_elements(self._part((key[0], place.part)), place, data, lost)
+                    guard = self._guards[key[0]].get(place.part)
+                    data = null_elements(self._part((key[0], place.part)), place, data, lost, guard)
                 write(key[0], piece, data)
 
         _each(decode, sorted(units), jobs, "decode", progress)

@@ -30,6 +30,7 @@ def repair(
     *,
     in_place: bool = False,
     policy: str = "raw",
+    guard: bool = True,
     strict: bool = False,
     overwrite: bool = False,
     jobs: int | None = None,
@@ -43,6 +44,8 @@ def repair(
         destination: where the healed container goes; left out with `in_place`.
         in_place: change the damaged files themselves. Every change is first written to a journal beside the file; if
             the work is interrupted, calling this again completes it.
+        guard: set back bits that never vary, where the container has range guards; that is certainly right. Nothing is
+            replaced that is only likely to be wrong: that is left to those who read.
         policy, strict: as for `restore`, but that `null` leaves coarser representations as read, which a note tells:
             `restore` makes their lost elements zero when they are turned back.
 
@@ -55,7 +58,7 @@ def repair(
     if policy not in POLICIES:
         raise UsageError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
     if in_place:
-        return _in_place(path, policy, strict, jobs, progress)
+        return _in_place(path, policy, guard, strict, jobs, progress)
     assert destination is not None
     with open_set(path) as shards, contextlib.ExitStack() as stack:
         refuse_overlap(Path(destination), set_files(shards), "choose another name, or --in-place to change the files")
@@ -63,10 +66,11 @@ def repair(
         tally = Tally(shards)
         for shard, (target, payload) in zip(shards, targets, strict=True):
             _size(shard, target, payload)
-        for index, examined in examine_all(shards, parity=True, jobs=jobs, step="repair", progress=progress):
+        examining = examine_all(shards, parity=True, jobs=jobs, step="repair", progress=progress, guard=guard)
+        for index, examined in examining:
             target, payload = targets[index]
             tally.add(index, examined)
-            for in_payload, offset, data in _corrected(shards[index], examined, policy):
+            for in_payload, offset, data in _corrected(shards[index], examined, policy, guard):
                 write_at(payload if in_payload else target, offset, data)
         add_metadata(tally.report, shards)
         _tell_of_policy(tally.report, shards, policy)
@@ -90,14 +94,15 @@ def _tell_of_policy(report: Report, shards: Sequence[Shard], policy: str) -> Non
         )
 
 
-def _corrected(shard: Shard, examined: Examined, policy: str) -> Iterator[tuple[bool, int, Bytes]]:
+def _corrected(shard: Shard, examined: Examined, policy: str, guard: bool) -> Iterator[tuple[bool, int, Bytes]]:
     """(whether it lies in the payload file, offset in a whole file, bytes) of a unit after correction."""
     block = shard.file.superblock
     for piece, where in zip(examined.unit.pieces, piece_slices(examined.unit), strict=True):
         data = examined.bytes[where]
         part = shard.plan.parts[piece.part]
         if policy == "null" and examined.lost_bits is not None and part.representation == "native":
-            data = null_elements(part, piece, data, examined.lost_bits[where])
+            found = shard.guards.get(piece.part) if guard else None
+            data = null_elements(part, piece, data, examined.lost_bits[where], found)
         yield True, block.payload_offset + piece.offset, data
     if examined.parity is not None:
         yield False, block.parity_offset + examined.unit.parity_offset, examined.parity
@@ -134,7 +139,7 @@ def _size(shard: Shard, target: int, payload: int) -> None:
         os.ftruncate(payload, shard.plan.payload_bytes)
 
 
-def _in_place(path: Path, policy: str, strict: bool, jobs: int | None, progress: work.Progress) -> Report:
+def _in_place(path: Path, policy: str, guard: bool, strict: bool, jobs: int | None, progress: work.Progress) -> Report:
     """Collect all changes in journals, make the journals durable, apply them, remove them."""
     with open_set(path) as shards:
         _replay(shards)
@@ -147,9 +152,10 @@ def _in_place(path: Path, policy: str, strict: bool, jobs: int | None, progress:
         tally = Tally(shards)
         with contextlib.ExitStack() as stack:
             journals = [_journals(shard, stack) for shard in shards]
-            for index, examined in examine_all(shards, parity=True, jobs=jobs, step="repair", progress=progress):
+            examining = examine_all(shards, parity=True, jobs=jobs, step="repair", progress=progress, guard=guard)
+            for index, examined in examining:
                 tally.add(index, examined)
-                _record(shards[index], examined, policy, journals[index])
+                _record(shards[index], examined, policy, guard, journals[index])
             add_metadata(tally.report, shards)
             _tell_of_policy(tally.report, shards, policy)
             if strict:
@@ -179,11 +185,11 @@ def _journals(shard: Shard, stack: contextlib.ExitStack) -> tuple[Journal, Journ
     return own, (stack.enter_context(Journal(shard.file.payload_path, identity)) if shard.plan.beside else own)
 
 
-def _record(shard: Shard, examined: Examined, policy: str, journals: tuple[Journal, Journal]) -> None:
+def _record(shard: Shard, examined: Examined, policy: str, guard: bool, journals: tuple[Journal, Journal]) -> None:
     """Note the bytes of a unit that change."""
     own, beside = journals
     block = shard.file.superblock
-    for in_payload, offset, data in _corrected(shard, examined, policy):
+    for in_payload, offset, data in _corrected(shard, examined, policy, guard):
         if in_payload:
             stored = shard.file.read_payload(offset - block.payload_offset, len(data))
         else:

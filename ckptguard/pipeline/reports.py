@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptguard import plan
 from ckptguard.container.shard_file import MetadataDamage
+from ckptguard.guards import Counts
 from ckptguard.pipeline.shard import Shard
 from ckptguard.pipeline.units import Examined, State
 
@@ -26,6 +27,8 @@ class TensorReport:
         pieces, damaged_pieces, lost_pieces: grains of digest: all, damaged as read, lost after decoding.
         corrected_bits: stored bits that the decoder flipped back.
         affected_elements: elements with bits in codewords that could not be decoded (at most).
+        guarded_bits: stored bits that never vary in the tensor and were set back to what they are.
+        guarded_elements: elements outside of their recorded interval, replaced by zero or what comes nearest to it.
     """
 
     name: str
@@ -38,6 +41,8 @@ class TensorReport:
     lost_pieces: int = 0
     corrected_bits: int = 0
     affected_elements: int = 0
+    guarded_bits: int = 0
+    guarded_elements: int = 0
 
 
 @dataclass
@@ -168,6 +173,12 @@ class Tally:
         for part in parts:
             rows[part].pieces += 1
 
+    def add_guarded(self, shard: int, part: int, counts: Counts) -> None:
+        """Count what a range guard changed in a part when it was read."""
+        tensor = self._tensors[shard][part]
+        tensor.guarded_bits += counts.forced
+        tensor.guarded_elements += counts.replaced
+
     def add(self, shard: int, examined: Examined, counted: Container[int] = ()) -> None:
         """Count one unit; of its pieces only those whose index is not among the `counted`."""
         row = self.report.shards[shard]
@@ -187,6 +198,7 @@ class Tally:
             tensor.lost_pieces += piece.state == State.LOST
             tensor.corrected_bits += piece.corrected
             tensor.affected_elements += piece.affected
+            tensor.guarded_bits += piece.forced
             tensor.found = _worse(tensor.found, piece.found)
             tensor.state = _worse(tensor.state, piece.state)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from ckptguard import plan, representations
 from ckptguard.container.shard_file import write_at
 from ckptguard.errors import UncorrectableError, UsageError
 from ckptguard.files import atomic_folder, atomic_writer, refuse_overlap
-from ckptguard.pipeline import work
+from ckptguard.guards import Applied, Counts, TensorGuard
+from ckptguard.pipeline import guarding, work
 from ckptguard.pipeline.check import examine_all
 from ckptguard.pipeline.reports import Report, Tally
 from ckptguard.pipeline.shard import Shard, open_set, set_files
 from ckptguard.pipeline.units import (
     Examined,
+    State,
     group_source_bytes,
     piece_slices,
     stored_group_bytes,
@@ -34,6 +37,7 @@ NOT_WRITTEN = "nothing was written (without --strict, the best there is would be
 CHUNK_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
+Damage = tuple[int, int, State]  # stored bytes [begin, end) of a part, and what is known of them
 
 
 def restore(
@@ -41,6 +45,7 @@ def restore(
     destination: Path | str,
     *,
     policy: str = "raw",
+    guard: bool = True,
     strict: bool = False,
     overwrite: bool = False,
     jobs: int | None = None,
@@ -51,6 +56,8 @@ def restore(
     Args:
         policy: for elements with bits in codewords that could not be decoded: `raw` keeps the bits as read, `null`
             makes the element zero.
+        guard: set back bits that never vary, and replace elements that cannot be, where the container has range
+            guards. Off: bits that no code brings back stay as read.
         strict: write nothing when protected bits are lost.
 
     Raises:
@@ -63,14 +70,17 @@ def restore(
         sources = {source.name: source for shard in shards for source in shard.plan.sources}
         opened = _open_targets(sources, bool(shards[0].info.get("folder")), Path(destination), overwrite, stack)
         tally = Tally(shards)
-        sinks = [_Sink(shard, opened, policy, stack, Path(destination).parent) for shard in shards]
-        for index, examined in examine_all(shards, parity=False, jobs=jobs, step="restore", progress=progress):
-            sinks[index].write(examined)
+        sinks = [_Sink(shard, opened, policy, guard, stack, Path(destination).parent) for shard in shards]
+        examining = examine_all(shards, parity=False, jobs=jobs, step="restore", progress=progress, guard=guard)
+        for index, examined in examining:
             tally.add(index, examined)
+            for part, counts in sinks[index].write(examined):
+                tally.add_guarded(index, part, counts)
         if strict:
             refuse_losses(tally.report, NOT_WRITTEN)
-        for sink in sinks:
-            sink.finish(jobs)
+        for index, sink in enumerate(sinks):
+            for part, counts in sink.finish(jobs):
+                tally.add_guarded(index, part, counts)
         tally.report.notes += _rounded(shards)
         return tally.report
 
@@ -119,30 +129,45 @@ class _Sink:
     """Takes the examined units of a shard and puts their bytes where they belong."""
 
     def __init__(
-        self, shard: Shard, targets: dict[str, int], policy: str, stack: contextlib.ExitStack, folder: Path
+        self,
+        shard: Shard,
+        targets: dict[str, int],
+        policy: str,
+        guard: bool,
+        stack: contextlib.ExitStack,
+        folder: Path,
     ) -> None:
         self._shard = shard
         self._targets = targets
         self._policy = policy
+        self._guards = shard.guards if guard else {}
+        self._damaged: dict[int, list[Damage]] = {}
         self._stored: int | None = None
         self._lost: int | None = None
         if any(part.representation != "native" for part in shard.plan.parts):
             self._stored, self._lost = (_scratch(stack, folder, shard.plan.payload_bytes) for _ in range(2))
         self._any_lost = False
 
-    def write(self, examined: Examined) -> None:
-        """Write one unit's pieces."""
-        for piece, where in zip(examined.unit.pieces, piece_slices(examined.unit), strict=True):
+    def write(self, examined: Examined) -> list[tuple[int, Counts]]:
+        """Write one unit's pieces; what guards changed, by part."""
+        changed = restrict(self._shard.plan.parts, self._guards, examined)
+        for piece, outcome, where in zip(
+            examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True
+        ):
             part = self._shard.plan.parts[piece.part]
             lost = examined.lost_bits[where] if examined.lost_bits is not None else None
             if part.representation == "native":
                 self._write_native(part, piece, examined.bytes[where], lost)
-            else:
-                self._write_stored(piece, examined.bytes[where], lost)
+                continue
+            self._write_stored(piece, examined.bytes[where], lost)
+            if piece.part in self._guards and outcome.state != State.EXACT:
+                begin = piece.offset - part.stored_offset
+                self._damaged.setdefault(piece.part, []).append((begin, begin + piece.bytes, outcome.state))
+        return changed
 
     def _write_native(self, part: Part, piece: Piece, data: Bytes, lost: Bytes | None) -> None:
         if self._policy == "null" and lost is not None and lost.any():
-            data = null_elements(part, piece, data, lost)
+            data = null_elements(part, piece, data, lost, self._guards.get(piece.part))
         position = part.offset + piece.offset - part.stored_offset
         write_at(self._target(part), position, data, early=True)
 
@@ -154,16 +179,18 @@ class _Sink:
             self._any_lost = True
             write_at(self._lost, piece.offset, lost)
 
-    def finish(self, jobs: int | None) -> None:
-        """Turn what is stored in coarser representations into elements of the original dtype."""
+    def finish(self, jobs: int | None) -> list[tuple[int, Counts]]:
+        """Turn what is stored in coarser representations into elements of the dtype; what guards changed, by part."""
         if self._stored is None:
-            return
-        for index, part in enumerate(self._shard.plan.parts):
-            if part.representation != "native":
-                for _ in work.run(partial(self._convert, index), _spans(part), jobs=jobs):
-                    pass
+            return []
+        return [
+            (index, counts)
+            for index, part in enumerate(self._shard.plan.parts)
+            if part.representation != "native"
+            for counts in work.run(partial(self._convert, index), _spans(part), jobs=jobs)
+        ]
 
-    def _convert(self, index: int, span: tuple[int, int]) -> None:
+    def _convert(self, index: int, span: tuple[int, int]) -> Counts:
         assert self._stored is not None
         assert self._lost is not None
         part = self._shard.plan.parts[index]
@@ -172,9 +199,15 @@ class _Sink:
         lost = None
         if self._policy == "null" and self._any_lost:
             lost = np.frombuffer(os.pread(self._lost, end - begin, part.stored_offset + begin), np.uint8)
-        data = from_stored(part, stored, begin, float(self._shard.magnitudes[index]), lost)
+        guard, counts = self._guards.get(index), Counts()
+        damaged = [one for one in self._damaged.get(index, ()) if one[0] < end and begin < one[1]]
+        if guard is not None and damaged:
+            for _, applied in restrict_stored(part, stored, begin, guard, damaged):
+                counts += applied.counts
+        data = from_stored(part, stored, begin, float(self._shard.magnitudes[index]), lost, guard)
         first = group_source_bytes(part, 0, begin)
         write_at(self._target(part), part.offset + first, data, early=True)
+        return counts
 
     def _target(self, part: Part) -> int:
         return self._targets[self._shard.plan.sources[part.source].name]
@@ -194,22 +227,83 @@ def _spans(part: Part) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, part.stored_bytes)) for begin in range(0, part.stored_bytes, step)]
 
 
-def null_elements(part: Part, piece: Piece, data: Bytes, lost: Bytes) -> Bytes:
-    """A copy of a native piece's bytes with the elements zeroed that have a bit in `lost`."""
+def restrict(parts: Sequence[Part], guards: Mapping[int, TensorGuard], examined: Examined) -> list[tuple[int, Counts]]:
+    """Replace what is impossible in native pieces that are not exact, in place; how much that changed, by part."""
+    changed = []
+    for piece, outcome, where in zip(examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True):
+        guard, part = guards.get(piece.part), parts[piece.part]
+        if guard is not None and part.representation == "native" and outcome.state != State.EXACT:
+            begin, proven = piece.offset - part.stored_offset, outcome.state == State.PROTECTED
+            counts = guarding.restrict(part, begin, guard, examined.bytes[where], proven)
+            changed.append((piece.part, counts))
+    return changed
+
+
+def restrict_stored(
+    part: Part, stored: Bytes, begin: int, guard: TensorGuard, damaged: Iterable[Damage]
+) -> list[tuple[int, Applied]]:
+    """As `restrict` for elements in another representation, from stored bytes that start at `begin`, in place.
+
+    Args:
+        damaged: pieces that are not exact.
+
+    Returns:
+        (first element, what a guard made of the elements) of every run of elements that these pieces hold bits of.
+    """
+    representation, size = representations.make(part.representation), stored_group_bytes(part)
+    words = representation.words(part.dtype, stored, group_source_bytes(part, begin, begin + len(stored)))
+    states = np.zeros(-(-len(stored) // size), np.uint8)
+    for low, high, state in damaged:
+        reached = states[max(low - begin, 0) // size : max(-(-(high - begin) // size), 0)]
+        np.maximum(reached, np.uint8(state), out=reached)
+    results = []
+    edges = [0, *(np.flatnonzero(np.diff(states)) + 1).tolist(), len(states)]
+    for start, stop in pairwise(edges):
+        if states[start] != State.EXACT:
+            kept = int(part.mask, 2) if states[start] == State.PROTECTED else 0
+            run = words[start * representation.group : stop * representation.group]
+            first = first_element(part, begin) + start * representation.group
+            applied = guard.apply(run, np.arange(first, first + run.size), kept=kept)
+            run[:] = applied.words
+            results.append((first, applied))
+    stored[:] = representation.from_words(part.dtype, words)
+    return results
+
+
+def first_element(part: Part, begin: int) -> int:
+    """Which element the stored bytes from `begin` (a group border) on start with."""
+    return begin // stored_group_bytes(part) * representations.make(part.representation).group
+
+
+def null_elements(part: Part, piece: Piece, data: Bytes, lost: Bytes, guard: TensorGuard | None) -> Bytes:
+    """A copy of a native piece's bytes; elements with a bit in `lost` become zero, or what a guard says is nearest."""
     result = data.copy()
-    representations.make(part.representation).null(part.dtype, result, touched_elements(part, piece, lost))
+    touched = touched_elements(part, piece, lost)
+    if guard is not None:
+        guarding.null(piece.offset - part.stored_offset, guard, result, touched)
+    else:
+        representations.make(part.representation).null(part.dtype, result, touched)
     return result
 
 
-def from_stored(part: Part, stored: Bytes, begin: int, magnitude: float, lost: Bytes | None) -> Bytes:
+def from_stored(
+    part: Part, stored: Bytes, begin: int, magnitude: float, lost: Bytes | None, guard: TensorGuard | None = None
+) -> Bytes:
     """Elements in the original dtype from stored bytes that start at `begin` (a group border) of a part.
 
     Args:
         stored: changed in place where elements are nulled.
         lost: bitmap of lost stored bits; their elements become zero. None keeps what was read.
+        guard: says what comes nearest to zero.
     """
     representation = representations.make(part.representation)
     size = group_source_bytes(part, begin, begin + len(stored))
     if lost is not None and lost.any():
-        representation.null(part.dtype, stored, representation.touched(part.dtype, lost, size))
+        touched = representation.touched(part.dtype, lost, size)
+        if guard is not None:
+            words = representation.words(part.dtype, stored, size)
+            guard.null_in_place(words, touched, first_element(part, begin))
+            stored[:] = representation.from_words(part.dtype, words)
+        else:
+            representation.null(part.dtype, stored, touched)
     return representation.restore(part.dtype, stored, magnitude, size)

@@ -20,11 +20,13 @@ from ckptguard.container.sections import Section
 from ckptguard.container.shard_file import SUFFIX, ShardFile
 from ckptguard.container.superblock import Superblock
 from ckptguard.errors import CkptGuardError, ContainerError, MismatchError
+from ckptguard.guards import TensorGuard
+from ckptguard.pipeline import guarding
 from ckptguard.plan import ShardPlan
 from ckptguard.plan.columns import read_plan
 from ckptguard.representations.base import Losses
 
-KNOWN_SECTIONS = {"INFO": 0, "PLAN": 0, "HEAD": 0, "DGST": 0, "SCAL": 0, "LOSS": 0}
+KNOWN_SECTIONS = {"INFO": 0, "PLAN": 0, "HEAD": 0, "DGST": 0, "SCAL": 0, "LOSS": 0, guarding.TAG: 0}
 _LOSS = struct.Struct("<QQQd")
 
 
@@ -76,6 +78,7 @@ class Shard:
         digests: of what was written.
         magnitudes: (parts,) scale of each part, for representations that need one.
         losses: of each part stored in a coarser representation, by part index.
+        guards: range guards, by part index.
     """
 
     file: ShardFile
@@ -84,6 +87,7 @@ class Shard:
     digests: Digests
     magnitudes: npt.NDArray[np.float64]
     losses: dict[int, Losses]
+    guards: dict[int, TensorGuard]
 
     @classmethod
     def open(cls, path: Path) -> Shard:
@@ -120,7 +124,8 @@ class Shard:
                 f"the superblock states {superblock.parity_bytes} bytes of parity, the plan {shard.parity_bytes}"
             )
         digests = Digests.from_bytes(found["DGST"].data, shard)
-        return cls(file, shard, info, digests, _read_scales(found.get("SCAL"), shard), _read_losses(found.get("LOSS")))
+        scales, losses = _read_scales(found.get("SCAL"), shard), _read_losses(found.get("LOSS"))
+        return cls(file, shard, info, digests, scales, losses, guarding.read(found.get(guarding.TAG), shard))
 
     def close(self) -> None:
         """Close the files."""
@@ -133,8 +138,9 @@ def pack_metadata(
     digests: Digests,
     magnitudes: npt.NDArray[np.float64],
     losses: dict[int, Losses],
+    guards: dict[int, TensorGuard],
 ) -> bytes:
-    """The metadata of a shard. Its size depends on the plan alone, so that room can be left for it beforehand."""
+    """The metadata of a shard. Plan and guards alone decide its size, so that room can be left for it beforehand."""
     parts = [
         Section("INFO", sections.to_json(info), compressed=True),
         Section("PLAN", sections.to_json(shard.to_json()), compressed=True),
@@ -146,7 +152,7 @@ def pack_metadata(
         parts.append(Section("SCAL", magnitudes.astype("<f8").tobytes()))
         records = b"".join(_pack_loss(index, losses.get(index, Losses())) for index in coarse)
         parts.append(Section("LOSS", records, optional=True))
-    return sections.pack(parts)
+    return sections.pack(parts + guarding.section(guards, len(shard.parts)))
 
 
 def _pack_loss(index: int, loss: Losses) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xxhash
 
 from ckptguard import plan, representations
-from ckptguard.pipeline import work
+from ckptguard.pipeline import guarding, work
 from ckptguard.pipeline.shard import Shard
 from ckptguard.plan import Part, Piece, ShardPlan, Unit
 
@@ -44,6 +44,7 @@ class PieceOutcome:
         corrected: bits the decoder flipped back in it.
         affected: elements that have bits in codewords that the decoder gave up on, unless the piece's digest proves
             them right.
+        forced: bits that never vary and were set back.
     """
 
     part: int
@@ -51,6 +52,7 @@ class PieceOutcome:
     state: State
     corrected: int = 0
     affected: int = 0
+    forced: int = 0
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Examined:
         unit: which.
         pieces: outcomes, as `unit.pieces`.
         bytes: (sum of piece sizes,) stored bytes, piece after piece, after decoding.
-        read: the same as read, before decoding; the same object where nothing was decoded.
+        read: the same as read, before decoding; the same object where nothing was decoded or set back.
         parity: (parity_bytes,) as it should be where it was asked for and the message is known, else as decoded; None
             unless asked for or needed.
         parity_damaged: the parity read differs from what was written; False where it was not looked at.
@@ -166,12 +168,19 @@ def protected_digests(unit: Unit, words: Words, mask: int) -> npt.NDArray[np.uin
 
 
 def examine(
-    shard: Shard, stream_index: int, unit_index: int, *, parity: bool = False, room: work.Room | None = None
+    shard: Shard,
+    stream_index: int,
+    unit_index: int,
+    *,
+    parity: bool = False,
+    guard: bool = True,
+    room: work.Room | None = None,
 ) -> Examined:
     """Read a unit, and decode it if its protected bits are not what was written.
 
     Args:
         parity: look at the unit's parity even where the message needs none of it.
+        guard: before that, set back the bits that never vary of pieces that are damaged.
         room: where memory for the bytes is taken from.
     """
     room = room or work.Room()
@@ -190,11 +199,25 @@ def examine(
     mask = shard.plan.streams[stream_index].mask
     intact = protected_digests(unit, words, mask) == shard.digests.protected[indices]
     found = [State.EXACT if e else State.PROTECTED if i else State.LOST for e, i in zip(exact, intact, strict=True)]
-    if intact.all():
-        return _without_decoding(shard, unit, data, found, parity, restored)
-    fresh = room.take(words.nbytes).view(np.uint64)
-    fresh[:] = words
-    return _decode(shard, unit, data, words, fresh, found, indices, parity)
+    forced, better = _force(shard, unit, data, found, room) if guard else ([], data)
+    if any(forced):
+        words = gather_words(unit, better)
+    known = _proven(shard, unit, better, words, forced, found, indices)
+    if State.LOST not in known:
+        examined = _without_decoding(shard, unit, better, found, parity, restored, known)
+    else:
+        fresh = room.take(words.nbytes).view(np.uint64)
+        fresh[:] = words
+        examined = _decode(shard, unit, better, words, fresh, known, indices, parity)
+        outcomes = zip(examined.pieces, found, strict=True)
+        examined.pieces = tuple(replace(outcome, found=state) for outcome, state in outcomes)
+    if not any(forced):
+        return examined
+    examined.pieces = tuple(
+        replace(outcome, forced=count) for outcome, count in zip(examined.pieces, forced, strict=True)
+    )
+    examined.read = data
+    return examined
 
 
 def _replace_headers(shard: ShardPlan, unit: Unit, data: Bytes) -> dict[int, int]:
@@ -210,12 +233,49 @@ def _replace_headers(shard: ShardPlan, unit: Unit, data: Bytes) -> dict[int, int
     return restored
 
 
+def _force(shard: Shard, unit: Unit, data: Bytes, found: list[State], room: work.Room) -> tuple[list[int], Bytes]:
+    """Set back the bits that never vary of damaged pieces; (how many in each piece, the bytes, a copy if any)."""
+    forced = [0] * len(found)
+    better = data
+    for place, (piece, where, state) in enumerate(zip(unit.pieces, piece_slices(unit), found, strict=True)):
+        guard = shard.guards.get(piece.part)
+        if guard is None or state == State.EXACT:
+            continue
+        if better is data:
+            better = room.take(data.size)
+            better[:] = data
+        forced[place] = guarding.force(shard.plan.parts[piece.part], piece, guard, better[where])
+    if better is not data and not any(forced):
+        room.give(better)
+        return forced, data
+    return forced, better
+
+
+def _proven(
+    shard: Shard, unit: Unit, data: Bytes, words: Words, forced: list[int], found: list[State], indices: slice
+) -> list[State]:
+    """What is known of the pieces after bits were set back."""
+    if not any(forced):
+        return found
+    exact = raw_digests(unit, data) == shard.digests.raw[indices]
+    mask = shard.plan.streams[unit.stream].mask
+    intact = protected_digests(unit, words, mask) == shard.digests.protected[indices]
+    return [State.EXACT if e else State.PROTECTED if i else State.LOST for e, i in zip(exact, intact, strict=True)]
+
+
 def _without_decoding(
-    shard: Shard, unit: Unit, data: Bytes, found: list[State], parity: bool, restored: dict[int, int]
+    shard: Shard,
+    unit: Unit,
+    data: Bytes,
+    found: list[State],
+    parity: bool,
+    restored: dict[int, int],
+    known: list[State] | None = None,
 ) -> Examined:
+    """The outcome where no codeword is needed; `known` is what the pieces are, if not as they were found."""
     outcomes = tuple(
-        PieceOutcome(piece.part, State.PROTECTED if restored.get(i) else state, state, restored.get(i, 0))
-        for i, (piece, state) in enumerate(zip(unit.pieces, found, strict=True))
+        PieceOutcome(piece.part, State.PROTECTED if restored.get(i) else before, after, restored.get(i, 0))
+        for i, (piece, before, after) in enumerate(zip(unit.pieces, found, known or found, strict=True))
     )
     stored, damaged = None, False
     if parity and unit.layout.parity_bytes:

@@ -28,7 +28,7 @@ from ckptguard.pipeline.shard import Shard, open_set
 from ckptguard.pipeline.units import group_source_bytes, stored_group_bytes
 from ckptguard.plan import Part
 
-VARIANTS = ("clean", "unprotected", "decoded")
+VARIANTS = ("clean", "unprotected", "decoded", "guarded")
 CHUNK_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
@@ -39,9 +39,10 @@ class Verification:
     """What verify found.
 
     Attributes:
-        report: of decoding.
-        weights: tensor -> variant (`unprotected`, `decoded`) -> differences from the original.
-        metrics: variant (`clean`, `unprotected`, `decoded`) -> metrics of the evaluator; empty without one.
+        report: of decoding, with range guards where they are used.
+        weights: tensor -> variant (`unprotected`, `decoded`, and `guarded` where guards are used) -> differences from
+            the original.
+        metrics: variant (`clean` and these) -> metrics of the evaluator; empty without one.
     """
 
     report: Report
@@ -68,6 +69,7 @@ def verify(
     evaluator: str | Evaluator | object | None = None,
     framework: str = "pt",
     policy: str = "raw",
+    guard: bool = True,
     select: str | None = None,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -78,9 +80,11 @@ def verify(
         against: the original checkpoint.
         evaluator: a spec (`file.py:function`, `classification:...`) or an object, as `evaluate.open_session` takes; a
             function gets a state dict of `framework` and returns metrics. It scores the original, which is also the
-            clean model it compares with, the payload as read without any decoding, and the decoded payload.
+            clean model it compares with, the payload as read without any decoding, the decoded payload, and that with
+            range guards where they are used.
         framework: `pt` or `np`.
         policy: for elements in uncorrectable codewords, as for `restore`.
+        guard: use the range guards of the container, where it has some.
         select: which state dict, where the original is a torch file.
 
     Raises:
@@ -89,19 +93,23 @@ def verify(
     framework_name(framework)
     with open_set(path) as shards, open_checkpoint(Path(against), select) as checkpoint:
         original = _Original(checkpoint)
-        reader = Reader(shards, policy, jobs=jobs)
-        original.refuse_other_tensors(reader.tensors)
-        specs = {name: TensorSpec(part.dtype, part.shape) for name, part in reader.tensors.items()}
+        readers = {"decoded": Reader(shards, policy, guard=False, jobs=jobs)}
+        if guard and any(shard.guards for shard in shards):
+            readers["guarded"] = Reader(shards, policy, jobs=jobs)
+        tensors = readers["decoded"].tensors
+        original.refuse_other_tensors(tensors)
+        specs = {name: TensorSpec(part.dtype, part.shape) for name, part in tensors.items()}
         session = None if evaluator is None else open_session(evaluator, specs, framework=framework, threads=jobs)
-        result = Verification(reader.report)
-        for done, name in enumerate(reader.tensors):
-            result.weights[name] = _compare(name, shards, reader, original, policy)
-            progress("compare", done + 1, len(reader.tensors))
+        result = Verification(list(readers.values())[-1].report)
+        for done, name in enumerate(tensors):
+            result.weights[name] = _compare(name, shards, readers, original, policy)
+            progress("compare", done + 1, len(tensors))
         if session is not None:
-            for done, variant in enumerate(VARIANTS):
-                session.load(_Variant(variant, shards, reader, original), reference=variant == "clean")
+            variants = ("clean", "unprotected", *readers)
+            for done, variant in enumerate(variants):
+                session.load(_Variant(variant, shards, readers, original), reference=variant == "clean")
                 result.metrics[variant] = session.metrics()
-                progress("evaluate", done + 1, len(VARIANTS))
+                progress("evaluate", done + 1, len(variants))
         return result
 
 
@@ -146,46 +154,49 @@ def _spans(part: Part) -> Iterator[tuple[int, int]]:
 
 
 def _compare(
-    name: str, shards: list[Shard], reader: Reader, original: _Original, policy: str
+    name: str, shards: list[Shard], readers: Mapping[str, Reader], original: _Original, policy: str
 ) -> dict[str, WeightDifference]:
-    shard, index = reader.place(name)
-    part = reader.tensors[name]
+    shard, index = readers["decoded"].place(name)
+    part = shards[shard].plan.parts[index]
     magnitude = float(shards[shard].magnitudes[index])
     representation = representations.make(part.representation)
-    rows = {"unprotected": WeightDifference(), "decoded": WeightDifference()}
+    rows = {variant: WeightDifference() for variant in ("unprotected", *readers)}
     for begin, end in _spans(part):
         first = group_source_bytes(part, 0, begin)
         source = original.read(name, first, first + group_source_bytes(part, begin, end))
         expected, _ = representation.store(part.dtype, source, magnitude)
-        stored = reader.stored(shard, index, begin, end)
-        for kind, data, lost in (
-            ("unprotected", stored.read, None),
-            ("decoded", stored.decoded, stored.lost_bits if policy == "null" else None),
-        ):
-            rows[kind].add_bits(part.selection, expected, data, begin // 8)
-            values = from_stored(part, data, begin, magnitude, lost)
-            rows[kind].add_values(part.dtype, source, values)
+        for kind, reader in readers.items():
+            stored = reader.stored(shard, index, begin, end)
+            if kind == "decoded":
+                rows["unprotected"].add_bits(part.selection, expected, stored.read, begin // 8)
+                values = from_stored(part, stored.read, begin, magnitude, None)
+                rows["unprotected"].add_values(part.dtype, source, values)
+            guard = shards[shard].guards.get(index) if kind == "guarded" else None
+            lost = stored.lost_bits if policy == "null" else None
+            rows[kind].add_bits(part.selection, expected, stored.decoded, begin // 8)
+            rows[kind].add_values(part.dtype, source, from_stored(part, stored.decoded, begin, magnitude, lost, guard))
     return rows
 
 
 class _Variant(Mapping[str, Bytes]):
     """The tensors of one variant, made when asked for, so that only one is held beside the session's own."""
 
-    def __init__(self, variant: str, shards: list[Shard], reader: Reader, original: _Original) -> None:
-        self._variant, self._shards, self._reader, self._original = variant, shards, reader, original
+    def __init__(self, variant: str, shards: list[Shard], readers: Mapping[str, Reader], original: _Original) -> None:
+        self._variant, self._shards, self._readers, self._original = variant, shards, readers, original
+        self._decoded = readers["decoded"]
 
     def __len__(self) -> int:
-        return len(self._reader.tensors)
+        return len(self._decoded.tensors)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._reader.tensors)
+        return iter(self._decoded.tensors)
 
     def __getitem__(self, name: str) -> Bytes:
-        part = self._reader.tensors[name]
+        shard, index = self._decoded.place(name)
+        part = self._shards[shard].plan.parts[index]
         if self._variant == "clean":
             return self._original.read(name, 0, part.bytes)
-        if self._variant == "decoded":
-            return self._reader.elements(name, 0, part.bytes)
-        shard, index = self._reader.place(name)
-        stored = self._reader.stored(shard, index, 0, part.stored_bytes)
+        if self._variant in self._readers:
+            return self._readers[self._variant].elements(name, 0, part.bytes)
+        stored = self._decoded.stored(shard, index, 0, part.stored_bytes)
         return from_stored(part, stored.read, 0, float(self._shards[shard].magnitudes[index]), None)

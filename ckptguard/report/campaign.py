@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ckptguard.report import findings, numbers, views
+from ckptguard.report import findings, numbers, ticks
 from ckptguard.report.run import Cell, Point, Row, Run, build
 from ckptguard.report.table import MOST_ROWS, table
 
@@ -23,7 +23,7 @@ def text(campaign: Mapping[str, Any], rows: Iterable[Row]) -> str:
     if run.metrics and run.cells:
         blocks.append(_points(run, run.metrics[0]))
     notes = [str(note) for note in run.analysis.get("notes", ())]
-    return "\n\n".join([*blocks, *(f"note: {note}" for note in notes)])
+    return ticks.keyboard("\n\n".join([*blocks, *(f"note: {note}" for note in notes)]))
 
 
 def _points(run: Run, metric: str) -> str:
@@ -35,12 +35,13 @@ def _points(run: Run, metric: str) -> str:
     heading = ["point", "variant", f"mean {metric}", "interval", "5 %", "worst", "trials", "failed", "redundancy"]
     body, before = [], ""
     for point, cell in shown:
-        place = views.place(point)
+        place = ", ".join(filter(None, [point.layer, f"bit {point.bit}" if point.bit else "", point.label]))
+        ends = ticks.keyboard(findings.interval(run, cell)) or "-"
         cells = [
             place if place != before else "",
             cell.variant,
             run.say(metric, cell.mean),
-            findings.interval(run, cell) or "-",
+            ends,
         ]
         cells += [run.say(metric, cell.q05), run.say(metric, cell.worst), numbers.count(cell.trials)]
         cells += [numbers.count(cell.failures), numbers.value(cell.redundancy)]
@@ -56,9 +57,10 @@ def _points(run: Run, metric: str) -> str:
 
 
 def _kept(run: Run, found: Sequence[tuple[Point, Cell]]) -> Sequence[tuple[Point, Cell]]:
-    """All that fit; of more, those that lose most, in their order."""
+    """All that fit; of more, those of the judged variants and then those that lose most, in their order."""
     if len(found) <= MOST_ROWS:
         return found
-    worst = sorted(found, key=lambda pair: findings.goodness(run, pair[1]))[:MOST_ROWS]
+    names = run.analysis.get("judged") or run.variants
+    worst = sorted(found, key=lambda pair: (pair[1].variant not in names, findings.goodness(run, pair[1])))[:MOST_ROWS]
     chosen = {(point.id, cell.variant) for point, cell in worst}
     return [(point, cell) for point, cell in found if (point.id, cell.variant) in chosen]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckptguard.checkpoint.torch_file import Conversion
-from ckptguard.pipeline.inspect import ShardSummary, Summary, TensorSummary
+from ckptguard.pipeline.inspect import ARMOUR_GROWTH, ShardSummary, Summary, TensorSummary
 from ckptguard.pipeline.protect import Protected
 from ckptguard.report import numbers
 from ckptguard.report.masks import short_mask
@@ -39,7 +39,15 @@ def _costs(summary: Summary) -> list[tuple[str, str]]:
         ("stored", f"{numbers.size(summary.stored_bytes)}, overhead {numbers.percent(summary.overhead)}"),
         ("protected", f"{numbers.percent(summary.protected_fraction)} of the bits that represent the weights"),
         ("redundancy r", f"{summary.redundancy:.4f} nominal, {summary.stored_redundancy:.4f} as stored"),
+        *_guards(summary),
     ]
+
+
+def _guards(summary: Summary) -> list[tuple[str, str]]:
+    """How many range guards there are and what they take, armoured and stored twice, as all metadata is."""
+    groups = sum(tensor.guard_groups for tensor in summary.tensors)
+    taken = ARMOUR_GROWTH * sum(shard.guard_bytes for shard in summary.shards)
+    return [("range guards", f"{groups:,}, {numbers.size(taken)} of the metadata")] if groups else []
 
 
 def shards_table(shards: Sequence[ShardSummary]) -> str:

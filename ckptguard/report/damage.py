@@ -73,6 +73,12 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("codewords", f"{total:,} in all, {corrected:,} corrected, {uncorrectable:,} uncorrectable"),
         ("corrected", numbers.count(bits, "bit")),
     ]
+    forced = sum(tensor.guarded_bits for tensor in report.tensors)
+    replaced = sum(tensor.guarded_elements for tensor in report.tensors)
+    if forced or replaced:
+        rows.append(
+            ("guarded", f"{numbers.count(forced, 'bit')} set back, {numbers.count(replaced, 'element')} replaced")
+        )
     looked = [shard.metadata for shard in shards if shard.metadata is not None]
     if looked:
         flipped, stored = (sum(getattr(m, name) for m in looked) for name in ("flipped_bits", "stored_bits"))

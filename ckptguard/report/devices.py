@@ -47,18 +47,49 @@ def profile_records(names: Sequence[str]) -> list[dict[str, Any]]:
 def list_text(rows: Sequence[dict[str, Any]]) -> str:
     """What `devices list` prints."""
     body = [(row["name"], numbers.rate(row["bit_error_rate"]), row["confidence"], row["summary"]) for row in rows]
-    heading, *lines = table(("profile", "error rate", "trust", "what it is"), body).split("\n")
+    heading, *lines = table(("profile", "bit error rate", "confidence", "what it is"), body).split("\n")
     text = [
-        f"{numbers.count(len(rows), 'device profile')}; bit error rates at their default operating points",
+        f"{numbers.count(len(rows), 'device profile')}; error rates at their default operating points",
         "",
         heading,
     ]
     for group, of_group in groupby(zip(rows, lines, strict=True), key=lambda pair: pair[0]["group"]):
         text += ["", GROUPS[group], *(line for _, line in of_group)]
-    trust = ", ".join(f"{letter} = {meaning}" for letter, meaning in CONFIDENCE.items())
+    meanings = ", ".join(f"{letter} = {meaning}" for letter, meaning in CONFIDENCE.items())
     return "\n".join(
-        [*text, "", textwrap.fill(f"trust: {trust}; a profile has the letter of its weakest part", _WIDTH)]
+        [*text, "", textwrap.fill(f"confidence: {meanings}; a profile has the letter of its weakest part", _WIDTH)]
     )
+
+
+def markdown(names: Sequence[str]) -> str:
+    """The tables of `docs/devices.md`, one per group; `|` in texts is not expected."""
+    lines: list[str] = []
+    records = [(load_profile(row["name"]), row) for row in profile_records(names)]
+    for group, members in groupby(records, key=lambda pair: pair[0].group):
+        lines += [
+            "",
+            f"### {GROUPS[group]}",
+            "",
+            "| profile | channel | bit error rate | valid | presets | confidence |",
+        ]
+        lines.append("| --- | --- | ---: | --- | --- | --- |")
+        sources = []
+        for profile, row in members:
+            valid = ", ".join(f"{p.name} {p.least:g} to {p.most:g} {p.unit}" for p in profile.parameters.values())
+            kinds = " + ".join(part.partition(":")[0] for part in profile.channel.split("+"))
+            cells = (
+                f"`{profile.name}`",
+                kinds,
+                numbers.rate(row["bit_error_rate"]),
+                valid or "-",
+                ", ".join(f"`@{preset}`" for preset in profile.presets) or "-",
+                profile.confidence,
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+            about = f"- `{profile.name}`: {profile.summary}. Source: {profile.source}"
+            sources.append(textwrap.fill(about, 120, subsequent_indent="  ", break_on_hyphens=False))
+        lines += ["", *sources]
+    return "\n".join(lines).strip()
 
 
 def device_record(profile: Profile, device: Device) -> dict[str, Any]:
@@ -92,9 +123,17 @@ def show_text(record: dict[str, Any]) -> str:
     blocks = [
         f"{record['name']}: {record['summary']}",
         pairs([*rates, ("confidence", confidence)]),
-        _paragraph("channel", record["channel"].replace(",", ", ")).replace(", ", ","),
+        _channel_text(record["channel"]),
         _cells_text(record.get("cells")),
     ]
+    blocks += points_text(record)
+    blocks += [paragraph("source", record["source"]), paragraph("notes", record["notes"])]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def points_text(record: dict[str, Any]) -> list[str]:
+    """The parameters and presets of a profile's record, a table each where there are any."""
+    blocks = []
     if record["parameters"]:
         point = record["operating_point"]
         rows = [
@@ -108,8 +147,7 @@ def show_text(record: dict[str, Any]) -> str:
             for name, preset in record["presets"].items()
         ]
         blocks.append(table(("preset", "operating point"), rows_of))
-    blocks += [_paragraph("source", record["source"]), _paragraph("notes", record["notes"])]
-    return "\n\n".join(block for block in blocks if block)
+    return blocks
 
 
 def _rates(device: Device) -> dict[str, Any]:
@@ -182,7 +220,21 @@ def _cells_text(cells: dict[str, Any] | None) -> str:
     )
 
 
-def _paragraph(title: str, text: str) -> str:
+def _channel_text(spec: str) -> str:
+    """A spec, cut after commas where it is long."""
+    filled = textwrap.fill(
+        f"channel: {spec.replace(',', ', ')}",
+        _WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return filled.replace(", ", ",")
+
+
+def paragraph(title: str, text: str) -> str:
+    """A text in lines of 100, or nothing."""
     if not text:
         return ""
     return textwrap.fill(f"{title}: {' '.join(text.split())}", _WIDTH, initial_indent="  ", subsequent_indent="    ")

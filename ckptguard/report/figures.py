@@ -154,16 +154,15 @@ def _curves(plot: Curves) -> Figure:
         if i % 2 == 0:
             axes.axvspan(span.low, span.high, color="#f5f6f8", zorder=0)
         if span.high - span.low > 0.08 * (plot.x.high - plot.x.low):
-            place = (span.low + span.high) / 2, 0.99
-            axes.text(
-                *place, span.label, transform=axes.get_xaxis_transform(), ha="center", va="top", color=_SOFT, size=8
-            )
+            place, above = (span.low + span.high) / 2, axes.get_xaxis_transform()
+            axes.text(place, 1.01, span.label, transform=above, ha="center", va="bottom", color=_SOFT, size=8)
     for rule in plot.rules:
         _rule(axes, rule)
-    for line in plot.lines:
+    for line in reversed(plot.lines):
         _line(axes, line, plot)
-    axes.legend(loc="best", fontsize=8)
-    axes.set_title(plot.title)
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], names[::-1], loc="best", fontsize=8)
+    axes.set_title(plot.title, pad=16 if plot.spans else 6)
     return figure
 
 
@@ -200,11 +199,14 @@ def _rule(axes: Axes, rule: Rule) -> None:
 def _strips(plot: Strips) -> Figure:
     count = len(plot.panels)
     figure = _figure(6.4, 0.9 + 1.5 * count)
+    failing = any(column.failed for panel in plot.panels for column in panel.columns)
     every = figure.subplots(count, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, panel in zip(every, plot.panels, strict=True):
         _scale(axes, plot.x, "x")
         _scale(axes, plot.y, "y")
         axes.set_xlabel(plot.x.label if panel is plot.panels[-1] else "")
+        if failing:
+            axes.set_ylim(plot.y.low - 0.14 * (plot.y.high - plot.y.low), plot.y.high)
         axes.grid(False, axis="x")
         axes.set_title(fit(panel.name, 70), fontsize=9)
         for rule in panel.rules:
@@ -245,10 +247,10 @@ def _dots(plot: Dots) -> Figure:
     axes.set_ylim(len(plot.entries) - 0.5, -0.5)
     axes.set_yticks(range(len(plot.entries)), [fit(entry.name, 38) for entry in plot.entries])
     axes.grid(False, axis="y")
-    for rule in plot.rules:
+    for i, rule in enumerate(plot.rules):
         axes.axvline(rule.value, color=_colour(rule.series), linewidth=0.9, linestyle=(0, (2, 3)))
         axes.annotate(
-            rule.label, (rule.value, 1), xycoords=axes.get_xaxis_transform(), xytext=(0, 2),
+            rule.label, (rule.value, 1), xycoords=axes.get_xaxis_transform(), xytext=(0, 2 + 9 * i),
             textcoords="offset points", ha="center", va="bottom", size=8, color=_INK,
         )  # fmt: skip
     for i, entry in enumerate(plot.entries):
@@ -260,7 +262,7 @@ def _dots(plot: Dots) -> Figure:
     if len(plot.series) > 1:
         handles = [_handle(number, name) for number, name in plot.series]
         axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
-    axes.set_title(plot.title, pad=16 if plot.rules else 6)
+    axes.set_title(plot.title, pad=8 + 9 * len(plot.rules))
     return figure
 
 

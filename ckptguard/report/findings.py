@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptguard.report import numbers, ticks, views
@@ -93,20 +93,39 @@ def headline(run: Run) -> str:
 
 
 def _strongest(run: Run, found: Sequence[tuple[Point, Cell]]) -> str:
-    """The best variant at the last point, beside the unprotected one; oracles do not count."""
+    """The best judged variant beside the unprotected one, where the two differ most; oracles do not count."""
     variants = records(run.campaign.get("variants"))
     oracles = {str(v.get("name")) for v in variants if v.get("code") == "ideal"}
     bare = {str(v.get("name")) for v in variants if v.get("code") == "none" and not (v.get("guard") or v.get("masks"))}
-    last = found[-1][0]
-    cells = [cell for point, cell in found if point is last]
-    best = max([cell for cell in cells if cell.variant not in oracles] or cells, key=lambda cell: goodness(run, cell))
-    other = next((cell for cell in cells if cell.variant in bare and cell is not best), None)
-    return about(run, last, best) + (f" Unprotected ({other.variant}) it is {_mean(run, other)}." if other else "")
+    names = run.analysis.get("judged") or [name for name in run.variants if name not in oracles]
+    real = [pair for pair in found if pair[1].variant in names] or list(found)
+    unprotected = {point.id: cell for point, cell in found if cell.variant in bare}
+
+    def won(pair: tuple[Point, Cell]) -> float:
+        other = unprotected.get(pair[0].id)
+        gain = goodness(run, pair[1]) - goodness(run, other) if other else 0.0
+        return gain if math.isfinite(gain) else 0.0
+
+    most = max(map(won, real))
+    point, best = max((pair for pair in real if won(pair) == most), key=lambda pair: pair[0].id)
+    other = unprotected.get(point.id)
+    if other is None or other is best:
+        return about(run, point, best)
+    name = "" if other.variant == "unprotected" else f" ({other.variant})"
+    return f"{about(run, point, best)} Without protection{name} it is {_mean(run, other)}."
 
 
 def _weakest(run: Run, found: Sequence[tuple[Point, Cell]]) -> str:
-    """The part of the model whose faults cost most."""
-    point, cell = min(found, key=lambda pair: goodness(run, pair[1]))
+    """The part of the model whose faults cost most, at the strength that tells the parts apart most."""
+    groups: dict[str, list[tuple[Point, Cell]]] = {}
+    for pair in found:
+        groups.setdefault(pair[0].label, []).append(pair)
+
+    def spread(pairs: Iterable[tuple[Point, Cell]]) -> float:
+        means = [cell.mean for _, cell in pairs if math.isfinite(cell.mean)]
+        return max(means) - min(means) if means else 0.0
+
+    point, cell = min(max(groups.values(), key=spread), key=lambda pair: goodness(run, pair[1]))
     where = " of ".join(part for part in (f"bit {point.bit}" if point.bit else "", point.layer) if part)
     return f"Faults in {where} alone cost most. {about(run, point, cell)}"
 
@@ -130,7 +149,7 @@ def about(run: Run, point: Point, cell: Cell) -> str:
     at = place(point)
     if not math.isfinite(cell.mean):
         return f"{at} the {cell.metric} of {cell.variant} is {_mean(run, cell)}; undamaged it is {say(cell.clean)}."
-    ends = interval(run, cell)
+    ends = interval(run, cell) if cell.low < cell.high else ""
     return (
         f"{at} {cell.variant} has a mean {cell.metric} of {say(cell.mean)}{f' ({ends})' if ends else ''}, "
         f"{say(cell.worst)} in the worst of {cell.trials} trials, and {say(cell.clean)} undamaged."

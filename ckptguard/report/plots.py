@@ -20,6 +20,7 @@ class Axis:
         label: quantity and unit.
         low, high: ends; with `log` both positive.
         names: words at the positions 0, 1, 2, ... instead of numbers.
+        whole: the numbers are whole, as bit positions are.
         extra: further positions with words, for what has no place on the scale: 0 on a logarithmic one.
     """
 
@@ -28,6 +29,7 @@ class Axis:
     high: float
     log: bool = False
     names: tuple[str, ...] = ()
+    whole: bool = False
     extra: tuple[tuple[float, str], ...] = ()
 
     def share(self, value: float) -> float:
@@ -44,7 +46,7 @@ class Axis:
         if self.log:
             values = ticks.logarithmic(self.low, self.high, most)
             return [*self.extra, *zip(values, ticks.powers(values), strict=True)]
-        values = ticks.linear(self.low, self.high, most)
+        values = (ticks.whole if self.whole else ticks.linear)(self.low, self.high, most)
         return list(zip(values, ticks.labels(values), strict=True))
 
 
@@ -142,6 +144,8 @@ class Heat:
 
     def say(self, value: float) -> str:
         """A value as it is written: equal digits on a linear scale, a power of ten on a logarithmic one."""
+        if value == 0.0:
+            return "0"
         return ticks.short(value, 2) if self.log else ticks.fixed(value, max(0, ticks.digits_for(self.scale()[1]) - 1))
 
     def share(self, value: float) -> float:
@@ -233,8 +237,8 @@ def frontier(
     positive = [x for _, points in sorted_points for x, *_ in points if x > 0] or [1e-3, 1e-1]
     zero = min(positive) / 3 if any(x <= 0 for _, points in sorted_points for x, *_ in points) else None
     lines = tuple(_method(i, method, points, zero) for i, (method, points) in enumerate(sorted_points))
-    rules = [Rule(clean, "clean")] if clean is not None else []
-    rules += [Rule(limit, "limit", below=True)] if limit is not None else []
+    rules = [Rule(clean, f"clean {ticks.short(clean)}")] if clean is not None else []
+    rules += [Rule(limit, f"limit {ticks.short(limit)}", below=True)] if limit is not None else []
     heights = [value for line in lines for part in (line.y, line.low, line.high) for value in part]
     ends = min([*positive, zero or math.inf]) / 1.25, max(positive) * 1.25
     x = Axis(x_label, *ends, log=True, extra=((zero, "0"),) if zero else ())

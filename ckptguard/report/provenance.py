@@ -69,7 +69,7 @@ def _took(record: Mapping[str, Any]) -> str:
     seconds, done = number(record.get("seconds")), number(record.get("evaluations"))
     if not math.isfinite(seconds) or not math.isfinite(done):
         return ""
-    workers = f"{flat(record.get('jobs'))} workers ({flat(record.get('backend'))})"
+    workers = f"{flat(record.get('jobs'))} at a time ({flat(record.get('backend'))})"
     return f"{ticks.short(seconds, 3)} s for {done:,.0f} evaluations, {workers}"
 
 
@@ -98,9 +98,8 @@ def variants(run: Run) -> Markup | None:
     rows = []
     for variant in records(run.campaign.get("variants")):
         name = str(variant.get("name"))
-        cost = number(mapping(run.campaign.get("redundancy")).get(name))
-        if not math.isfinite(cost):
-            cost = next((cell.redundancy for cell in run.cells.values() if cell.variant == name), math.nan)
+        costs = [cell.redundancy for cell in run.cells.values() if cell.variant == name]
+        ends = dict.fromkeys(html.say(value) for value in (min(costs), max(costs))) if costs else ["–"]
         rows.append(
             [
                 name,
@@ -109,7 +108,7 @@ def variants(run: Run) -> Markup | None:
                 str(variant.get("code", "")),
                 str(variant.get("policy", "")),
                 "yes" if variant.get("guard") else "no",
-                html.say(cost),
+                " – ".join(ends),
             ]
         )
     heading = ("variant", "stored as", "masks", "code", "uncorrectable", "range guard", "redundancy r")
@@ -191,10 +190,11 @@ def rates(run: Run) -> Markup | None:
     for record in records(run.analysis.get("in_time")):
         title = f"{labels.get(str(record.get('point')), record.get('point'))}: {record.get('variant')}"
         fleet, count = number(record.get("fleet_hours")), record.get("devices")
+        span = _duration(number(record.get("hours")))
         rows: list[tuple[str, Child]] = [
             (
                 "failures",
-                f"{record.get('failures')} of {record.get('trials')} trials of {_duration(number(record.get('hours')))}",
+                f"{record.get('failures')} of {record.get('trials')} trials, {span} each",
             ),
             ("FIT", f"{_bounded(record, 'fit')} failures per 10⁹ device hours"),
             ("mean time to failure", _wait(record)),
@@ -280,7 +280,7 @@ def words() -> Markup:
     said = (
         "A trial is one corrupted checkpoint, evaluated whole; intervals are over trials, never over inputs. A trial "
         "fails if its metric is NaN or infinite, if the policy refused the checkpoint, or if the evaluator raised; it "
-        "counts as the worst value the metric can have where that is known. The 5 % quantile is of the trials seen. "
-        "Variants at one point meet the same flips."
+        "counts as the worst value the metric can have where that is known. The 5 % quantile is counted from the worst "
+        "trial seen. Variants at one point meet the same flips."
     )
     return element("footer", element("p", said))

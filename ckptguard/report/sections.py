@@ -13,8 +13,8 @@ from ckptguard.report.plots import Curves, Plot
 from ckptguard.report.run import Cell, Point, Run, mapping, number, records
 
 MOST_ATTRIBUTED = 10
-MOST_OPEN_ROWS = 60
-"""Longer tables are folded away."""
+MOST_OPEN_ROWS = 40
+"""Longer tables are folded away; those of second rank at half as many rows."""
 
 _CLASSES = {"PASS": "pass", "FAIL": "fail", "INCONCLUSIVE": "open"}
 
@@ -31,7 +31,7 @@ def verdict(run: Run) -> Markup:
         head = join(
             element("div", first, asked, class_=f"verdict {_CLASSES[outcome]}", role="status"), element("p", sentence)
         )
-    notes = [element("p", findings.sentence(str(note)), class_="soft") for note in run.analysis.get("notes", ())]
+    notes = [element("p", f"Note: {note}.", class_="soft") for note in run.analysis.get("notes", ())]
     return join(head, *notes)
 
 
@@ -62,7 +62,7 @@ def _threshold_tile(run: Run) -> list[tuple[str, str]]:
         return []
     best = min(found, key=lambda record: abs(number(record.get("increase")) - 0.01))
     rate = number(best.get("rate"))
-    said = ticks.power(rate) if math.isfinite(rate) else "none"
+    said = ticks.power(rate) if math.isfinite(rate) else "below all"
     more = 100 * number(best.get("increase"))
     return [
         (said, f"highest error rate with under {more:g} % more error ({best.get('variant')})"),
@@ -119,12 +119,22 @@ def points_table(run: Run, metric: str, points: Sequence[Point]) -> Markup | Non
     return _folded(f"Every point: {metric}", found, groups)
 
 
-def _folded(title: str, table: Markup | None, groups: Sequence[Sequence[object]]) -> Markup | None:
+def _folded(
+    title: str, table: Markup | None, groups: Sequence[Sequence[object]], most: int = MOST_OPEN_ROWS
+) -> Markup | None:
     if table is None:
         return None
-    if sum(map(len, groups)) > MOST_OPEN_ROWS:
-        return element("details", element("summary", f"{title} ({sum(map(len, groups)):,} rows)"), table)
+    rows = sum(map(len, groups))
+    if rows > most:
+        return element("details", element("summary", f"{title} ({rows:,} rows)"), table)
     return join(element("h3", title), table)
+
+
+def _half(title: str, table: Markup | None, groups: Sequence[Sequence[object]]) -> Markup | None:
+    """A table of second rank: without its title where it is short."""
+    if table is None or sum(map(len, groups)) <= MOST_OPEN_ROWS // 2:
+        return table
+    return _folded(title, table, groups, 0)
 
 
 def _cell_row(run: Run, cell: Cell) -> list[Child]:
@@ -171,7 +181,8 @@ def _verdicts(run: Run) -> Markup | None:
     claim = mapping(run.campaign.get("limit")).get("claim")
     bounds_of = "mean change" if claim == "mean" else "share of devices"
     heading = ("point", "variant", "verdict", "trials within", bounds_of, "more trials needed")
-    return _folded("Verdicts", html.grouped(heading, groups, about="verdicts", numeric=(3, 4, 5)), groups)
+    found = html.grouped(heading, groups, about="verdicts", numeric=(3, 4, 5))
+    return _folded("Verdicts", found, groups, MOST_OPEN_ROWS // 2)
 
 
 _COUNTS = (
@@ -207,9 +218,9 @@ def channel(run: Run) -> Markup | None:
     about = (
         "Means per trial. Flips are of weight bits, protected or not; expected is their number by the channel's rate."
     )
-    return html.section(
-        "What the channel did", element("p", about, class_="soft"), _folded("Every point", found, groups)
-    )
+    if found is None:
+        return None
+    return html.section("What the channel did", element("p", about, class_="soft"), _half("Every point", found, groups))
 
 
 def _mean_count(value: float) -> str:
@@ -239,7 +250,7 @@ def comparison(run: Run) -> Markup | None:
     if cost:
         about = "Redundancy is parity bits over the bits that represent the weights."
         parts.append(html.figure(cost, about))
-    return html.section("Variants compared", *parts, thresholds(run))
+    return html.section("Variants compared", *parts)
 
 
 def _paired_table(run: Run, metric: str) -> Markup | None:
@@ -294,7 +305,8 @@ def thresholds(run: Run) -> Markup | None:
         "The largest rate tried up to which the mean error stays within the increase; in brackets where a line to the "
         "next rate meets it."
     )
-    return join(_folded("Threshold error rates", table, [body]), element("p", about, class_="soft")) if table else None
+    rows_shown = _half("Every variant", table, [body])
+    return html.section("Threshold error rates", element("p", about, class_="soft"), rows_shown) if body else None
 
 
 def _threshold(record: Mapping[str, Any]) -> str:

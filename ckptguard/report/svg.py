@@ -78,7 +78,7 @@ def _curves(plot: Curves, width: int) -> tuple[list[Markup], float]:
     parts += [_rule(rule, plot.y, frame) for rule in plot.rules]
     draw_line = _bars if plot.bars else _band
     parts += [draw_line(line, plot, frame) for line in plot.lines]
-    parts += [_path_and_marks(line, plot, frame, i) for i, line in enumerate(plot.lines)]
+    parts += [_path_and_marks(line, plot, frame, i) for i, line in reversed(list(enumerate(plot.lines)))]
     parts += [_rule_label(rule, plot.y, frame) for rule in plot.rules]
     return kept(*parts), frame.bottom + 46
 

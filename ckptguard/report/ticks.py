@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_POWER = re.compile(r"(?:([0-9.]+)·)?10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 MINUS = "\N{MINUS SIGN}"
 
@@ -28,6 +31,13 @@ def _inside(low: float, high: float, step: float) -> int:
 
 def _clean(value: float, step: float) -> float:
     return round(value, max(0, 2 - math.floor(math.log10(step))))
+
+
+def whole(low: float, high: float, most: int = 6) -> tuple[float, ...]:
+    """Whole numbers between two bounds, at distances of a power of two: bit positions."""
+    first, last = math.ceil(low), math.floor(high)
+    stride = next(2**i for i in range(64) if last // 2**i - (first - 1) // 2**i <= max(1, most))
+    return tuple(float(i) for i in range(first, last + 1) if i % stride == 0)
 
 
 def logarithmic(low: float, high: float, most: int = 8) -> tuple[float, ...]:
@@ -105,6 +115,13 @@ def digits_for(size: float) -> int:
     return 4 if size < 1 else max(0, 3 - math.floor(math.log10(size)))
 
 
+def keyboard(text: str) -> str:
+    """A text with the signs of a keyboard: `3e-05` for `3·10⁻⁵`, hyphens for minus signs, `to` for dashes."""
+    for sign, plain in ((MINUS, "-"), ("–", "to"), ("×", "x"), ("≥", ">=")):
+        text = text.replace(sign, plain)
+    return _POWER.sub(lambda found: f"{found[1] or '1'}e{int(found[2].translate(_LOWERED)):+03d}", text)
+
+
 def short(value: float, digits: int = 4) -> str:
     """A number with so many significant digits and a true minus sign; large and tiny ones as powers of ten."""
     if math.isnan(value):
@@ -112,7 +129,9 @@ def short(value: float, digits: int = 4) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else f"{MINUS}∞"
     if value and not 1e-4 <= abs(value) < 1e6:
-        exponent = math.floor(math.log10(abs(value)))
-        part = f"{value / 10.0**exponent:.{max(0, digits - 2)}f}".replace("-", MINUS)
-        return f"{part}·10{str(exponent).translate(_RAISED)}"
+        part, exponent = f"{value:.{max(0, digits - 2)}e}".split("e")
+        part = part.rstrip("0").rstrip(".") if "." in part else part
+        return f"{part}·10{str(int(exponent)).translate(_RAISED)}".replace("-", MINUS)
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}".replace("-", MINUS)
     return f"{value:.{digits}g}".replace("-", MINUS)

@@ -14,13 +14,14 @@ from ckptguard.report.table import MOST_ROWS, pairs, table
 
 EXACT, PROTECTED_EXACT, LOST, CONTRADICTED = "exact", "protected-exact", "lost", "contradicted"
 _DIFFERENT = 13
-_HEADS = {"clean": "clean", "unprotected": "corrupted, unprotected", "decoded": "decoded"}
+_HEADS = {"clean": "clean", "unprotected": "corrupted, unprotected", "decoded": "decoded", "guarded": "and guarded"}
+_ROWS = {"unprotected": "as read", "decoded": "decoded", "guarded": "guarded"}
 
 
 def contradicted(result: Verification) -> list[str]:
     """Tensors whose protected bits differ from the original although their digests agree: it is of another model."""
     lost = {tensor.name for tensor in result.report.lost}
-    return [name for name, rows in result.weights.items() if rows["decoded"].wrong_protected_bits and name not in lost]
+    return [name for name, rows in result.weights.items() if _final(rows).wrong_protected_bits and name not in lost]
 
 
 def verdict(result: Verification) -> str:
@@ -29,8 +30,12 @@ def verdict(result: Verification) -> str:
         return CONTRADICTED
     if result.report.lost:
         return LOST
-    decoded = [rows["decoded"] for rows in result.weights.values()]
-    return PROTECTED_EXACT if any(row.changed_elements for row in decoded) else EXACT
+    return PROTECTED_EXACT if any(_final(rows).changed_elements for rows in result.weights.values()) else EXACT
+
+
+def _final(rows: Mapping[str, WeightDifference]) -> WeightDifference:
+    """What those who load the container get."""
+    return rows.get("guarded", rows["decoded"])
 
 
 def status(result: Verification) -> int:
@@ -47,7 +52,7 @@ def text(container: Path, against: Path, result: Verification) -> str:
         CONTRADICTED: f"was made from another model: protected bits that decode exactly differ in {of}",
         LOST: f"protected bits are lost in {of}",
         PROTECTED_EXACT: "every protected bit is exact; unprotected bits differ"
-        if any(rows["decoded"].wrong_unprotected_bits for rows in result.weights.values())
+        if any(_final(rows).wrong_unprotected_bits for rows in result.weights.values())
         else "every stored bit is exact; elements differ by the rounding of their representation",
         EXACT: "every element is exact",
     }[found]
@@ -62,20 +67,21 @@ def text(container: Path, against: Path, result: Verification) -> str:
 def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """One row per metric."""
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    variants = [variant for variant in VARIANTS if variant in metrics]
     rows = [
-        (name, *(numbers.value(metrics[variant][name]) if name in metrics[variant] else "-" for variant in VARIANTS))
+        (name, *(numbers.value(metrics[variant][name]) if name in metrics[variant] else "-" for variant in variants))
         for name in names
     ]
-    return table(("metric", *(_HEADS[variant] for variant in VARIANTS)), rows)
+    return table(("metric", *(_HEADS[variant] for variant in variants)), rows)
 
 
 def weights_table(weights: Mapping[str, Mapping[str, WeightDifference]]) -> str:
-    """Two rows per tensor, as read and decoded; those that decoding leaves with the largest differences come first."""
-    order = sorted(weights, key=lambda name: _badness(weights[name]["decoded"]), reverse=True)
+    """A row per tensor and variant; tensors that are left with the largest differences come first."""
+    order = sorted(weights, key=lambda name: _badness(_final(weights[name])), reverse=True)
     rows = [
         (
             name if variant == "unprotected" else "",
-            "as read" if variant == "unprotected" else "decoded",
+            _ROWS[variant],
             numbers.count(row.wrong_protected_bits),
             numbers.count(row.wrong_unprotected_bits),
             numbers.count(row.changed_elements),

@@ -35,7 +35,7 @@ MOST_PANELS = 6
 def main(run: Run, metric: str) -> Plot | None:
     """The figure the run is about: curves over the error rate, or where there is no rate one row per point."""
     points = run.of_kind("all")
-    if len({point.ber for point in points if point.ber}) >= 2:
+    if len({point.ber for point in points if point.ber}) >= 2 and not any(point.device for point in points):
         return over_rate(
             run, [point for point in points if point.ber], metric, f"rate-{metric}", f"{metric} against error rate"
         )
@@ -47,7 +47,9 @@ def over_rate(run: Run, points: Sequence[Point], metric: str, name: str, title: 
     points = sorted(points, key=lambda point: point.ber or 0.0)
     lines = [_line(run, i, variant, points, metric) for i, variant in enumerate(run.variants)]
     rules = _clean_rules(run, metric)
-    seen = [value for line in lines for part in (line.y, line.worst, line.low, line.high) for value in part]
+    seen = [
+        value for line in lines for part in (line.y, line.worst, line.near_worst, line.low, line.high) for value in part
+    ]
     y = value_axis(metric, [*_clip(seen), *(rule.value for rule in rules)])
     x = rate_axis(RATE, [point.ber or math.nan for point in points])
     about = f"{metric} of {len(lines)} variants at {len(points)} error rates; the same numbers are in the table below."
@@ -56,7 +58,6 @@ def over_rate(run: Run, points: Sequence[Point], metric: str, name: str, title: 
 
 def _line(run: Run, series: int, variant: str, points: Sequence[Point], metric: str) -> Line:
     cells = [run.cell(point, variant, metric) for point in points]
-    higher = run.better_is_higher(metric)
 
     def all_of(part: str) -> tuple[float, ...]:
         return tuple(getattr(cell, part) if cell else math.nan for cell in cells)
@@ -68,7 +69,7 @@ def _line(run: Run, series: int, variant: str, points: Sequence[Point], metric: 
         all_of("mean"),
         all_of("low"),
         all_of("high"),
-        all_of("q05") if higher else (),
+        all_of("q05"),
         all_of("worst"),
         tuple(cell.failures / cell.trials if cell and cell.trials else 0.0 for cell in cells),
         tuple(note(run, point, variant, cell) for point, cell in zip(points, cells, strict=True)),
@@ -92,7 +93,7 @@ def note(run: Run, point: Point, variant: str, cell: Cell | None) -> str:
 def place(point: Point) -> str:
     """A point in a few words: how strong its faults are, and where."""
     parts = [part for part in (point.layer, f"bit {point.bit}" if point.bit else "") if part]
-    return ", ".join([*parts, ticks.power(point.ber) if point.ber else point.label])
+    return ", ".join([*parts, ticks.power(point.ber) if point.ber and not point.device else point.label])
 
 
 def _clean_rules(run: Run, metric: str) -> list[Rule]:
@@ -151,8 +152,8 @@ def trials(run: Run, metric: str) -> Strips | None:
     seen = [v for panel in panels for column in panel.columns for v in column.values]
     seen += [column.mean for panel in panels for column in panel.columns]
     y = value_axis(metric, [*_clip(seen), *(rule.value for panel in panels for rule in panel.rules)])
-    with_rate = all(point.ber for point in points)
-    names = tuple(ticks.power(point.ber) if with_rate and point.ber else point.label for point in points)
+    with_rate = all(point.ber and not point.device for point in points)
+    names = tuple(place(point) for point in points)
     x = Axis(RATE if with_rate else "point", -0.6, len(points) - 0.4, names=names)
     about = f"One dot per trial: {metric} of {len(panels)} variants at {len(points)} points; a bar is the mean."
     return Strips(f"trials-{metric}", f"{metric} of every trial", about, x, y, tuple(panels))
@@ -185,6 +186,8 @@ def parts(run: Run, kind: str, metric: str) -> list[Plot]:
 
 def strength(point: Point) -> str:
     """How strong the faults of a point are, without where they are."""
+    if point.device:
+        return point.label
     if point.ber is not None:
         return ticks.power(point.ber)
     return ", ".join(dict.fromkeys(point.faults.values())) or point.label
@@ -274,7 +277,7 @@ def _by_bit(run: Run, points: Sequence[Point], metric: str) -> Curves:
         lines.append(
             Line(variant, i, tuple(bits), line.y, line.low, line.high, (), line.worst, line.failed, line.notes)
         )
-    x = Axis("bit position (0 = most significant)", min(bits) - 0.6, max(bits) + 0.6)
+    x = Axis("bit position (0 = most significant)", min(bits) - 0.6, max(bits) + 0.6, whole=True)
     names = [str(int(bit)) for bit in bits]
     spans = tuple(Span(s.low - 0.5, s.high - 0.5, s.label) for s in fields(run, names))
     return Curves(base.name, base.title, base.description, x, base.y, tuple(lines), base.rules, spans)

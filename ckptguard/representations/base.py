@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ckptguard.dtypes import DType
 
 Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,18 @@ class Representation(ABC):
     @abstractmethod
     def restore(self, dtype: DType, stored: Bytes, magnitude: float, size: int) -> Bytes:
         """`size` bytes of elements in the original dtype from their stored bytes."""
+
+    @abstractmethod
+    def order(self, dtype: DType) -> str:
+        """How the values of the words are ordered, one of those in `dtypes`."""
+
+    @abstractmethod
+    def words(self, dtype: DType, stored: Bytes, size: int) -> Words:
+        """(elements,) words as masks speak of them, of `size` bytes of elements; a view of `stored` where it can be."""
+
+    @abstractmethod
+    def from_words(self, dtype: DType, words: Words) -> Bytes:
+        """Stored bytes of words; a view of them where it can be."""
 
     @abstractmethod
     def touched(self, dtype: DType, bits: Bytes, size: int) -> npt.NDArray[np.bool_]:

@@ -11,13 +11,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.dtypes import DTYPES, DType
+from ckptguard.dtypes import DTYPES, SIGN_MAGNITUDE, TWOS_COMPLEMENT, DType
 from ckptguard.errors import CheckpointError, SpecError
-from ckptguard.representations.base import Bytes, Losses, Representation, Selection
+from ckptguard.representations.base import Bytes, Losses, Representation, Selection, Words
 from ckptguard.representations.native import check_mask
-
-TWOS_COMPLEMENT = "twos-complement"
-SIGN_MAGNITUDE = "sign-magnitude"
 
 _GROUP = 64
 _Q_FORMAT = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})", re.ASCII)
@@ -148,6 +145,17 @@ class FixedPoint(Representation):
         words = _values(self.bits, self.encoding, dtype.name, self._scale(magnitude))[0]
         restored = words[self.unpack(stored, dtype.words(size))]
         return restored.view(np.uint8)
+
+    def order(self, dtype: DType) -> str:
+        return self.encoding
+
+    def words(self, dtype: DType, stored: Bytes, size: int) -> Words:
+        return self.unpack(stored, dtype.words(size))
+
+    def from_words(self, dtype: DType, words: Words) -> Bytes:
+        codes = np.zeros(-(-words.size // _GROUP) * _GROUP, np.uint16)
+        codes[: words.size] = words
+        return self.pack(codes)
 
     def table(self, dtype: DType, magnitude: float) -> npt.NDArray[np.unsignedinteger]:
         """(2^bits,) what every encoded number restores to, as words of the dtype; read-only."""

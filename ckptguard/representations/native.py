@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ckptguard.dtypes import DType
 from ckptguard.errors import MaskError, SpecError
-from ckptguard.representations.base import Bytes, Losses, Representation, Selection
+from ckptguard.representations.base import Bytes, Losses, Representation, Selection, Words
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,15 @@ class Native(Representation):
     def restore(self, dtype: DType, stored: Bytes, magnitude: float, size: int) -> Bytes:
         return stored[:size].copy()
 
+    def order(self, dtype: DType) -> str:
+        return dtype.order
+
+    def words(self, dtype: DType, stored: Bytes, size: int) -> Words:
+        return _words(dtype, stored, size)
+
+    def from_words(self, dtype: DType, words: Words) -> Bytes:
+        return words.view(np.uint8)
+
     def touched(self, dtype: DType, bits: Bytes, size: int) -> npt.NDArray[np.bool_]:
         touched: npt.NDArray[np.bool_] = _words(dtype, bits, size) != 0
         return touched
@@ -69,6 +78,6 @@ def check_mask(mask: str, word_bits: int, dtype: DType) -> None:
         )
 
 
-def _words(dtype: DType, stored: Bytes, size: int) -> npt.NDArray[np.unsignedinteger]:
+def _words(dtype: DType, stored: Bytes, size: int) -> Words:
     """View of the first `size` bytes as mask words; only of memory without gaps, so that writing reaches it."""
     return stored[:size].view(f"<u{dtype.word_bits // 8}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -33,11 +33,14 @@ class Curvature:
     Attributes:
         samples: inputs that it was taken from.
         source: in words, for provenance.
+        common: by tensor of several axes the share of its curvature that lies in moving all elements of a row (an index
+            of the first axis) by the same.
     """
 
     values: Mapping[str, npt.NDArray[np.float32] | float | None]
     samples: int
     source: str
+    common: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, name: str, elements: int) -> npt.NDArray[np.float32] | float | None:
         """Of the elements of a tensor, as masks count them.
@@ -84,9 +87,11 @@ def of_session(session: Any, count: int, seed: int = 0, progress: Progress = sil
                 label = torch.multinomial(chances.detach().exp(), 1, generator=draws).item()
                 yield -chances[label]
 
-        sums = _squares(losses, leaves, progress, len(inputs))
+        sums, common = _squares(losses, leaves, progress, len(inputs))
     values = {name: sums.get(name) for name in session.context.specs}
-    return Curvature(values, len(inputs), f"Fisher diagonal, {len(inputs)} samples, labels of the model, seed {seed}")
+    return Curvature(
+        values, len(inputs), f"Fisher diagonal, {len(inputs)} samples, labels of the model, seed {seed}", common
+    )
 
 
 def of_losses(losses: Losses | str, state: Mapping[str, Any], progress: Progress = silent) -> Curvature:
@@ -105,20 +110,24 @@ def of_losses(losses: Losses | str, state: Mapping[str, Any], progress: Progress
             counted[0] += 1
             yield loss
 
-    sums = _squares(counting, wanted, progress, 0)
+    sums, common = _squares(counting, wanted, progress, 0)
     if not counted[0]:
         raise UsageError("the function of losses gave none; it returns one scalar per calibration sample")
     values = {name: sums.get(name) for name in state}
-    return Curvature(values, counted[0], f"squared gradients of {counted[0]} losses of the user's function")
+    return Curvature(values, counted[0], f"squared gradients of {counted[0]} losses of the user's function", common)
 
 
 def _squares(
     losses: Losses, leaves: Mapping[str, Any], progress: Progress, total: int
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Mean over samples of the squared gradient by every leaf; leaves that no loss depends on are left out."""
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, float]]:
+    """Mean over samples of the squared gradient by every leaf, and the share of it that rows have in common.
+
+    Leaves that no loss depends on are left out.
+    """
     torch = import_torch()
     names = list(leaves)
     sums: dict[str, Any] = {}
+    rows: dict[str, float] = {}
     count = 0
     with torch.enable_grad(), _explicit():
         for loss in losses(leaves):
@@ -128,8 +137,13 @@ def _squares(
                 if gradient is not None:
                     flat = gradient.detach().reshape(-1).float()
                     sums.setdefault(name, torch.zeros_like(flat)).addcmul_(flat, flat)
+                    if gradient.dim() > 1:
+                        table = flat.reshape(gradient.shape[0], -1)
+                        rows[name] = rows.get(name, 0.0) + float(table.sum(1).square().sum()) / table.shape[1]
             progress("curvature", count, total or count)
-    return {name: (value / max(count, 1)).cpu().numpy() for name, value in sums.items()}
+    totals = {name: float(value.sum()) for name, value in sums.items()}
+    common = {name: value / totals[name] for name, value in rows.items() if totals[name] > 0}
+    return {name: (value / max(count, 1)).cpu().numpy() for name, value in sums.items()}, common
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from ckptguard.errors import UsageError
 from ckptguard.masks import MaskSet, Rule
 
 BITS, TOP = "bits", "top"
+ROW_SUMS = "row_sums"
+"""In the provenance of masks: names of the tensors that carry row sums."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,18 @@ class TensorDamage:
         damage: expected damage by bit position (0 = most significant) while it is not protected; infinite where it is
             not known, which protects the bit first.
         strengths: codes to choose from; one for all protected bits of the tensor.
+        joint: masks with the damage that each leaves, where bits do not add up; they are chosen from instead.
+        sum_bits: that row sums take; 0 = none can be had.
+        common: share of the damage that row sums take away.
     """
 
     name: str
     words: int
     damage: tuple[float, ...]
     strengths: tuple[Strength, ...]
+    joint: tuple[tuple[str, float], ...] = ()
+    sum_bits: int = 0
+    common: float = 0.0
 
     @property
     def bits(self) -> int:
@@ -66,12 +74,14 @@ class Choice:
         damage: expected, what is left.
         mask: as '0' and '1', most significant bit first.
         code: spec, None = default or nothing protected.
+        sums: whether it carries row sums.
     """
 
     parity: float
     damage: float
     mask: str
     code: str | None
+    sums: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,11 +189,19 @@ class Frontier:
             if "1" in choice.mask:
                 groups.setdefault((choice.mask, choice.code), []).append(exactly(tensor.name))
         rules = [Rule(tuple(names), mask, code) for (mask, code), names in groups.items()]
-        return MaskSet((*rules, Rule(("*",), "none")), dict(provenance or {}))
+        said = dict(provenance or {})
+        said |= {ROW_SUMS: summed} if (summed := self.summed(vertex)) else {}
+        return MaskSet((*rules, Rule(("*",), "none")), said)
+
+    def summed(self, vertex: int) -> list[str]:
+        """Names of the tensors that carry row sums."""
+        return [t.name for t, choice in zip(self.tensors, self.choices(vertex), strict=True) if choice.sums]
 
 
 def choices(tensor: TensorDamage, order: str = BITS) -> list[Choice]:
     """Every way worth a look: more and more bits, the most damaging first (or from the top), under every code."""
+    if tensor.joint:
+        return _joint(tensor, order)
     bits = range(tensor.bits)
     ranked = list(bits) if order == TOP else sorted(bits, key=lambda bit: -tensor.damage[bit])
     found = [Choice(0.0, math.fsum(tensor.damage), "0" * tensor.bits, None)]
@@ -195,6 +213,26 @@ def choices(tensor: TensorDamage, order: str = BITS) -> list[Choice]:
             mask = "".join("1" if j in chosen else "0" for j in bits)
             parity = tensor.words * len(chosen) * strength.parity
             found.append(Choice(parity, math.fsum(left), mask, strength.code))
+    return found
+
+
+def _joint(tensor: TensorDamage, order: str) -> list[Choice]:
+    """The masks that were weighed as a whole, under every code, without row sums and with them.
+
+    What a code leaves of a mask's worth is that share of what the mask saves.
+    """
+    bare = max(damage for _, damage in tensor.joint)
+    found = []
+    for strength in tensor.strengths:
+        for mask, damage in tensor.joint:
+            if order == TOP and "01" in mask:
+                continue
+            left = damage + (bare - damage) * strength.left
+            parity = tensor.words * mask.count("1") * strength.parity
+            found.append(Choice(parity, left, mask, strength.code if "1" in mask else None))
+            if tensor.sum_bits:
+                cost = parity + tensor.sum_bits * (1 + strength.parity)
+                found.append(Choice(cost, left * (1 - tensor.common), mask, found[-1].code, True))
     return found
 
 

@@ -11,7 +11,7 @@ from ckptguard.errors import UsageError
 from ckptguard.pipeline.work import Progress, silent
 from ckptguard.search.curvature import Curvature
 from ckptguard.search.frontier import exactly
-from ckptguard.search.trials import Trials, mean_drop
+from ckptguard.search.trials import Ready, Trials, mean_drop
 
 SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Noise that is tried on a tensor, as shares of its largest magnitude, until the loss can be told from nothing."""
@@ -50,7 +50,7 @@ def _of_tensor(
     scope = Scope((exactly(name),))
     loss, sigma = 0.0, SIGMAS[-1]
     for sigma in SIGMAS:
-        drops = trials.drops_of(trials.bare, {"*": make(f"gaussian:{sigma}")}, 0, draws, scope)
+        drops = trials.drops_of(Ready(trials.bare), {"*": make(f"gaussian:{sigma}")}, 0, draws, scope)
         loss = mean_drop(drops, scale)
         if loss >= level:
             break

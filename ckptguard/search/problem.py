@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ckptguard import codes
@@ -16,10 +16,12 @@ from ckptguard.campaign.variants import capacity_redundancy
 from ckptguard.container.armour import CODEWORD_BYTES, MESSAGE_BYTES
 from ckptguard.devices import Device, DeviceMap
 from ckptguard.errors import UsageError
+from ckptguard.posterior import Spread
 from ckptguard.search.curvature import Curvature
 from ckptguard.search.damage import Rates, damage_table
 from ckptguard.search.frontier import Strength, TensorDamage
-from ckptguard.search.trials import Stored
+from ckptguard.search.restoring import applies, joint_damage, sum_bits
+from ckptguard.search.trials import NONE, POSTERIOR, Stored
 from ckptguard.spec import Spec
 
 METADATA_COPIES = 2
@@ -42,6 +44,7 @@ class Problem:
     stored: Stored
     codes: tuple[str, ...]
     curvature: Curvature
+    shapes: Mapping[str, tuple[int, ...]]
 
     @cached_property
     def rates(self) -> dict[str, Rates]:
@@ -51,23 +54,31 @@ class Problem:
     @cached_property
     def table(self) -> dict[str, tuple[float, ...]]:
         """Damage by tensor and bit position."""
-        return damage_table(self.encodings, self.rates, self.curvature, self.stored.guard)
+        return damage_table(self.encodings, self.rates, self.curvature, self.stored.guard != NONE)
 
     @cached_property
     def tensors(self) -> tuple[TensorDamage, ...]:
         """The same with what protection costs, in the order of the checkpoint."""
-        return tuple(
-            TensorDamage(name, encoding.elements, self.table[name], self.strengths(self.rates[name].worst))
-            for name, encoding in self.encodings.items()
-            if encoding.elements
-        )
+        return tuple(self._tensor(name, encoding) for name, encoding in self.encodings.items() if encoding.elements)
+
+    def _tensor(self, name: str, encoding: Encoding) -> TensorDamage:
+        bare = TensorDamage(name, encoding.elements, self.table[name], self.strengths(self.rates[name].worst))
+        weights = self.curvature.of(name, encoding.elements)
+        if self.stored.guard != POSTERIOR or weights is None or not applies(encoding):
+            return bare
+        joint = joint_damage(encoding, Spread.of(encoding.dtype, encoding.words), self.rates[name], weights)
+        common = min(self.curvature.common.get(name, 0.0), 1.0)
+        return replace(bare, joint=joint, sum_bits=sum_bits(encoding, self.shapes[name]), common=common)
 
     @property
     def metadata_bits(self) -> int:
-        """Stored bits of masks and range guards: a mask per tensor, and a guard of four words and their count."""
+        """Stored bits of masks and guards: a mask per tensor; a range guard of four words and their count, or how the
+        magnitudes are spread. Row sums are no metadata, but coded as the weights are."""
         total = 0
         for encoding in self.encodings.values():
-            guard = 4 + 4 * encoding.words.dtype.itemsize if self.stored.guard else 0
+            guard = 4 + 4 * encoding.words.dtype.itemsize if self.stored.guard != NONE else 0
+            if self.stored.guard == POSTERIOR and applies(encoding):
+                guard = len(Spread.of(encoding.dtype, encoding.words).pack())
             total += (guard + -(-encoding.bits // 8)) * _BITS_PER_METADATA_BYTE
         return total
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ckptguard.campaign.subject import Subject
-from ckptguard.campaign.variants import Prepared
 from ckptguard.devices import Device, DeviceMap
 from ckptguard.errors import UsageError
 from ckptguard.evaluate.frameworks import tensor_from_bytes
@@ -26,7 +25,7 @@ from ckptguard.search.curvature import Curvature, Losses
 from ckptguard.search.methods import GRADIENTS, MEASURED, METHODS, NOTHING
 from ckptguard.search.paths import MaskPath
 from ckptguard.search.problem import Problem, faults_of
-from ckptguard.search.trials import Stored, Trials, mean_drop
+from ckptguard.search.trials import RANGE, Stored, Trials, mean_drop
 from ckptguard.spec import look_up
 
 DEFAULT_CODE = "ideal"
@@ -113,7 +112,7 @@ def search(
     method: str = "fisher",
     representation: str = "native",
     codes: str | Sequence[str] = DEFAULT_CODE,
-    guard: bool = True,
+    guard: str = RANGE,
     metric: str | None = None,
     certify: Claim | str | None = None,
     episodes: int = 5000,
@@ -171,7 +170,8 @@ def search(
     clock.phase("loading")
     found = find_curvature(chosen_method.curvature, tune, gradients, samples, seed, progress)
     clock.phase("curvature")
-    problem = Problem(tune.bare.encodings, by_tensor, stored, listed, found)
+    shapes = {name: tensor.shape for name, tensor in subject.tensors.items()}
+    problem = Problem(tune.bare.encodings, by_tensor, stored, listed, found, shapes)
     more: dict[str, object] = {}
     path: MaskPath
     if chosen_method.path is None:
@@ -279,7 +279,7 @@ def sensitivity(
     devices: DeviceMap | None = None,
     method: str = "fisher",
     representation: str = "native",
-    guard: bool = True,
+    guard: str = RANGE,
     metric: str | None = None,
     samples: int = 128,
     seed: int = 0,
@@ -297,7 +297,8 @@ def sensitivity(
         subject, evaluator, by_tensor, stored, metric=metric, seed=seed, framework=framework, threads=threads
     )
     found = find_curvature(source, trials, gradients, samples, seed, progress)
-    problem = Problem(trials.bare.encodings, by_tensor, stored, (DEFAULT_CODE,), found)
+    shapes = {name: tensor.shape for name, tensor in subject.tensors.items()}
+    problem = Problem(trials.bare.encodings, by_tensor, stored, (DEFAULT_CODE,), found, shapes)
     words = {name: encoding.elements for name, encoding in trials.bare.encodings.items()}
     return Sensitivity(problem.table, words, fault_text, found.source, problem.metadata_bits, found.unknown)
 
@@ -406,10 +407,10 @@ def thinned(count: int, most: int = 300) -> list[int]:
 
 def _fresh(trials: Trials, path: MaskPath, vertex: int, number: int, claim: Claim, progress: Progress) -> list[float]:
     """Drops of devices that no test before has drawn."""
-    prepared = Prepared(trials.subject, trials.stored.variant(path.masks(vertex)))
+    ready = trials.prepare(path.masks(vertex))
     drops = []
     for trial in range(claim.trials):
-        drops += trials.drops_of(prepared, trials.faults, number * claim.trials + trial, 1)
+        drops += trials.drops_of(ready, trials.faults, number * claim.trials + trial, 1)
         progress(f"certificate, test {number + 1}", trial + 1, claim.trials)
     return drops
 

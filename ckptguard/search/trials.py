@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptguard.campaign.faults import RATES, Fault
-from ckptguard.campaign.metrics import Metric, describe
+from ckptguard.campaign.metrics import Metric, describe_all
 from ckptguard.campaign.sampler import LEAST_T
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import Prepared, Variant
@@ -16,8 +16,16 @@ from ckptguard.codes.bch import Bch
 from ckptguard.errors import CkptGuardError, MissingExtraError, UsageError
 from ckptguard.evaluate.session import Session, TensorSpec, open_session
 from ckptguard.masks import MaskSet
+from ckptguard.search.damage import Rates
+from ckptguard.search.frontier import ROW_SUMS
+from ckptguard.search.restoring import Restoring
+from ckptguard.spec import suggestion
 
 _EVALUATOR_ERRORS = (ArithmeticError, ValueError, RuntimeError, LookupError, TypeError, CkptGuardError)
+
+
+NONE, RANGE, POSTERIOR = "none", "tensor", "posterior"
+GUARDS = (NONE, RANGE, POSTERIOR)
 
 
 @dataclass(frozen=True)
@@ -28,17 +36,33 @@ class Stored:
         representation: spec, as in `Variant`.
         code: `ideal`, `ideal:p` or a code's spec: that of tensors whose rule names none.
         policy: for the uncorrectable.
-        guard: whether range guards are carried.
+        guard: `none`; `tensor`: range guards; `posterior`: restorers of `ckptguard.posterior`, in campaigns only.
     """
 
     representation: str = "native"
     code: str = "ideal"
     policy: str = "raw"
-    guard: bool = True
+    guard: str = RANGE
+
+    def __post_init__(self) -> None:
+        if self.guard not in GUARDS:
+            raise UsageError(
+                f"unknown guard {self.guard!r}{suggestion(self.guard, GUARDS)}; known: {', '.join(GUARDS)}"
+            )
 
     def variant(self, masks: MaskSet | None, name: str = "search") -> Variant:
         """With masks; None = nothing is protected."""
-        return Variant(name, self.representation, masks, self.code if masks else "none", self.policy, self.guard)
+        return Variant(
+            name, self.representation, masks, self.code if masks else "none", self.policy, self.guard == RANGE
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """Masks that were prepared for draws; `restoring` is None without posterior restorers."""
+
+    prepared: Prepared
+    restoring: Restoring | None = None
 
 
 class Trials:
@@ -69,7 +93,7 @@ class Trials:
         self.subject, self.faults, self.stored, self.seed = subject, faults, stored, seed
         specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in subject.tensors.items()}
         self.session: Session = open_session(evaluator, specs, framework=framework, threads=threads)
-        self.bare = Prepared(subject, replace(stored, guard=False).variant(None))
+        self.bare = Prepared(subject, replace(stored, guard=NONE).variant(None))
         self.session.load(self.bare.base)
         self.clean = self.session.metrics()
         self.evaluations = 1
@@ -81,24 +105,35 @@ class Trials:
             raise UsageError(f"the evaluator has no metric {name!r}; it has {', '.join(self.clean)}")
         if not math.isfinite(self.clean[name]):
             raise UsageError(f"{name} of the undamaged model is {self.clean[name]}; there is nothing to protect")
-        return describe(name, [self.clean[name]])
+        return describe_all({"clean": self.clean})[name]
 
     def drops(self, masks: MaskSet | None, first: int, count: int) -> list[float]:
         """Losses of the metric, positive = worse, of draws `first` to `first + count - 1`; infinite for failures."""
-        return self.drops_of(Prepared(self.subject, self.stored.variant(masks)), self.faults, first, count)
+        return self.drops_of(self.prepare(masks), self.faults, first, count)
+
+    def prepare(self, masks: MaskSet | None) -> Ready:
+        """What draws of these masks need."""
+        prepared = Prepared(self.subject, self.stored.variant(masks))
+        if self.stored.guard != POSTERIOR:
+            return Ready(prepared, None)
+        summed = masks.provenance.get(ROW_SUMS, ()) if masks is not None else ()
+        shapes = {name: tensor.shape for name, tensor in self.subject.tensors.items()}
+        chosen = {name: mask for name, (mask, _) in prepared.masks.items()}
+        rates = {name: Rates.of(fault) for name, fault in self.faults.items()}
+        return Ready(prepared, Restoring(prepared.encodings, shapes, chosen, rates, summed))
 
     def drops_of(
-        self, prepared: Prepared, faults: Mapping[str, Fault], first: int, count: int, scope: Any = None
+        self, ready: Ready, faults: Mapping[str, Fault], first: int, count: int, scope: Any = None
     ) -> list[float]:
         """The same, with masks that were prepared before, other faults, or less in scope."""
         clean = self.metric.goodness(self.clean[self.metric.name])
-        return [clean - self._goodness(prepared, faults, trial, scope) for trial in range(first, first + count)]
+        return [clean - self._goodness(ready, faults, trial, scope) for trial in range(first, first + count)]
 
-    def _goodness(self, prepared: Prepared, faults: Mapping[str, Fault], trial: int, scope: Any) -> float:
-        damage = prepared.trial(faults, self.seed, trial, scope, self._decoder(prepared, faults))
+    def _goodness(self, ready: Ready, faults: Mapping[str, Fault], trial: int, scope: Any) -> float:
+        damage = ready.prepared.trial(faults, self.seed, trial, scope, self._decoder(ready.prepared, faults))
         if damage.raised:
             return -math.inf
-        self.session.patch(damage.patches)
+        self.session.patch(damage.patches if ready.restoring is None else ready.restoring.restore(damage.patches))
         try:
             metrics = self.session.metrics()
         except MissingExtraError:

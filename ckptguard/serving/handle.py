@@ -50,12 +50,12 @@ class Opened:
         mapped: tensors are views of the mapped file where that can be; otherwise each gets a buffer of its own.
     """
 
-    def __init__(self, filename: Filename, on_error: str, jobs: int | None, mapped: bool) -> None:
+    def __init__(self, filename: Filename, on_error: str, guard: bool, jobs: int | None, mapped: bool) -> None:
         path = Path(filename)
         self.mapped = mapped
         with contextlib.ExitStack() as stack:
             self.shards = _open(path, stack)
-            self.reader = Reader(self.shards, on_error, jobs=jobs)
+            self.reader = Reader(self.shards, on_error, guard=guard, jobs=jobs)
             self.parts = self.reader.tensors
             weakref.finalize(self, stack.pop_all().close)
 
@@ -252,6 +252,8 @@ class safe_open:  # noqa: N801 - the name it has in safetensors
             (see docs/loading.md for what that trades).
         on_error: where protected bits are lost, in what is read: `raise` UncorrectableError, keep the bits as read
             (`raw`), or set the elements to zero (`null`).
+        guard: where the container has range guards and what is read is damaged, set back bits that never vary and
+            replace elements that cannot be.
         report: called at the end of the `with` block with the record of what was found in all that was read.
         jobs: threads for large tensors; default: as many as the process may run on.
 
@@ -267,13 +269,14 @@ class safe_open:  # noqa: N801 - the name it has in safetensors
         *,
         backend: str = DEFAULT_BACKEND,
         on_error: str = "raise",
+        guard: bool = True,
         report: TakeReport | None = None,
         jobs: int | None = None,
     ) -> None:
         self._framework, self._device = check_request(framework, device, backend)
         self._report = report
         self._jobs = jobs
-        self._opened: Opened | None = Opened(filename, on_error, jobs, mapped=backend == "mmap")
+        self._opened: Opened | None = Opened(filename, on_error, guard, jobs, mapped=backend == "mmap")
 
     def __enter__(self) -> safe_open:
         return self

@@ -14,6 +14,7 @@ def load_file(
     framework: str = "pt",
     backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
+    guard: bool = True,
     report: TakeReport | None = None,
     jobs: int | None = None,
 ) -> dict[str, Any]:
@@ -21,5 +22,7 @@ def load_file(
 
     Args and Raises: as `safe_open`; `report` is called after loading.
     """
-    with safe_open(filename, framework, device, backend=backend, on_error=on_error, report=report, jobs=jobs) as opened:
+    with safe_open(
+        filename, framework, device, backend=backend, on_error=on_error, guard=guard, report=report, jobs=jobs
+    ) as opened:
         return opened.get_tensors()

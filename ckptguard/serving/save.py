@@ -16,7 +16,7 @@ from ckptguard.devices import DeviceMap
 from ckptguard.errors import UsageError
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
-from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected, protect
+from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET, Protected, protect
 from ckptguard.serving.handle import Filename
 
 WriteTo = Callable[[Path], None]
@@ -33,6 +33,7 @@ def save_file(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
+    guard: str = DEFAULT_GUARD,
     overwrite: bool = True,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -44,7 +45,7 @@ def save_file(
         filename: `*.safetensors` gets that file, as safetensors writes it, and its sidecar beside it; any other name
             gets a container, which is a folder where the tensors lie on several devices.
         metadata: free text for the header.
-        masks, bits, code, representation, devices, target, jobs, progress: as for `protect`.
+        masks, bits, code, representation, devices, target, guard, jobs, progress: as for `protect`.
 
     Raises:
         UsageError: values of both frameworks or of neither. ValueError, RuntimeError, SafetensorError: as safetensors
@@ -59,6 +60,7 @@ def save_file(
         representation=representation,
         devices=devices,
         target=target,
+        guard=guard,
         overwrite=overwrite,
         jobs=jobs,
         progress=progress,
@@ -75,6 +77,7 @@ def save_written(
     representation: str,
     devices: DeviceMap | Path | str | None,
     target: float,
+    guard: str,
     overwrite: bool,
     jobs: int | None,
     progress: work.Progress,
@@ -98,6 +101,7 @@ def save_written(
             representation=representation,
             devices=devices,
             target=target,
+            guard=guard,
             sidecar=sidecar,
             overwrite=overwrite,
             jobs=jobs,

@@ -71,6 +71,10 @@ SINGLE = {
     "fixed-5-sign-magnitude": {"code": "bch:63,45", "representation": "fixed:5,sign-magnitude"},
     "fixed-16": {"code": "crc", "representation": "fixed:16", "bits": 8},
     "fixed-2-c": {"code": "secded:39,32", "representation": "fixed:2,c=0.1"},
+    "guard-tensor": {"code": "bch:63,45", "bits": 4, "guard": "tensor"},
+    "guard-channel": {"code": "secded:72,64", "bits": 2, "guard": "channel"},
+    "guard-group": {"code": "none", "guard": "group:8"},
+    "guard-fixed": {"code": "crc", "representation": "fixed:6,sign-magnitude", "guard": "group:16"},
     "sidecar": {"code": "secded:72,64", "bits": 8, "sidecar": True},
     "devices": {"code": "secded:72,64", "bits": 8, "devices": True},
     "folder": {"code": "bch:1023,513", "bits": 2, "folder": True},
@@ -97,6 +101,7 @@ def write_original(place: Path, folder: bool) -> Path:
 
 
 def make(case: Path, settings: dict[str, object]) -> None:
+    settings.setdefault("guard", "none")
     folder, sidecar = bool(settings.pop("folder", False)), bool(settings.pop("sidecar", False))
     source = write_original(case / "original", folder)
     container = case / "container"
