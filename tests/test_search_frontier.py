@@ -263,7 +263,8 @@ def test_joint_damage_is_that_of_restored_words_in_the_mean():
     encoding = encoded(generator.normal(0, 0.1, 300), "F16")
     weights, rates = generator.random(300), Rates(0.02, 0.05)
     spread = Spread.of(encoding.dtype, encoding.words)
-    found = joint_damage(encoding, spread, rates, weights)
+    alone = tensor_damage(encoding, rates, weights)
+    found = joint_damage(encoding, spread, rates, weights, alone)
     assert [mask.count("1") for mask, _ in found] == sorted(mask.count("1") for mask, _ in found)
     clean = encoding.values(encoding.words)
     for mask, damage in (found[0], found[4], found[-1]):

@@ -21,7 +21,7 @@ from ckptguard.search.curvature import Curvature
 from ckptguard.search.damage import Rates, damage_table
 from ckptguard.search.frontier import Strength, TensorDamage
 from ckptguard.search.restoring import applies, joint_damage, sum_bits
-from ckptguard.search.trials import NONE, POSTERIOR, Stored
+from ckptguard.search.trials import NONE, POSTERIOR, RANGE, Stored
 from ckptguard.spec import Spec
 
 METADATA_COPIES = 2
@@ -54,7 +54,7 @@ class Problem:
     @cached_property
     def table(self) -> dict[str, tuple[float, ...]]:
         """Damage by tensor and bit position."""
-        return damage_table(self.encodings, self.rates, self.curvature, self.stored.guard != NONE)
+        return damage_table(self.encodings, self.rates, self.curvature, self.stored.guard == RANGE)
 
     @cached_property
     def tensors(self) -> tuple[TensorDamage, ...]:
@@ -66,7 +66,9 @@ class Problem:
         weights = self.curvature.of(name, encoding.elements)
         if self.stored.guard != POSTERIOR or weights is None or not applies(encoding):
             return bare
-        joint = joint_damage(encoding, Spread.of(encoding.dtype, encoding.words), self.rates[name], weights)
+        joint = joint_damage(
+            encoding, Spread.of(encoding.dtype, encoding.words), self.rates[name], weights, self.table[name]
+        )
         common = min(self.curvature.common.get(name, 0.0), 1.0)
         return replace(bare, joint=joint, sum_bits=sum_bits(encoding, self.shapes[name]), common=common)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
@@ -85,14 +85,19 @@ def _values(encoding: Encoding, words: Words) -> Floats:
     return found
 
 
-def joint_damage(encoding: Encoding, spread: Spread, rates: Rates, curvature: Weights) -> tuple[tuple[str, float], ...]:
+def joint_damage(
+    encoding: Encoding, spread: Spread, rates: Rates, curvature: Weights, alone: Sequence[float]
+) -> tuple[tuple[str, float], ...]:
     """Masks of a tensor worth a look, each with the damage that is left, several flips in one word and all.
 
     Every subset of the exponent's bits, with and without the sign, is weighed with its own restorer; bits
     of the fraction add up. Of these, the masks on the lower hull are returned, one bit after another.
+
+    Args:
+        alone: damage of every bit position without any guard; those of the fraction are used.
     """
     name = encoding.dtype.name
-    exponent_bits, fraction_bits = FIELDS[name]
+    exponent_bits = FIELDS[name][0]
     moments = _Moments.of(encoding, curvature)
     points = [
         (sign + mask.count("1"), damage, str(sign) + mask)
@@ -101,9 +106,7 @@ def joint_damage(encoding: Encoding, spread: Spread, rates: Rates, curvature: We
         if not (sign and spread.sign != MIXED)
     ]
     heads = _hull(points)
-    rate = (rates.of_0 + rates.of_1) / 2
-    fraction = [0.5 * rate * moments.unit * 4.0**-place for place in range(1, fraction_bits + 1)]
-    return _merged(heads, fraction)
+    return _merged(heads, list(alone[1 + exponent_bits :]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +116,11 @@ class _Moments:
     Attributes:
         values: (exponents,) sum of F w^2 by exponent field.
         zeros: sum of F of the words with exponent field 0.
-        unit: sum of F 4^e, of words with fraction zero.
         magnitudes: (exponents,) 2^e.
     """
 
     values: Floats
     zeros: float
-    unit: float
     magnitudes: Floats
 
     @classmethod
@@ -135,7 +136,7 @@ class _Moments:
         values = np.bincount(field, weights * finite**2, minlength=count).astype(np.float64)
         plain = np.bincount(field, weights, minlength=count)
         values[0] = 0.0
-        return cls(values, float(plain[0]), float((plain * magnitudes**2).sum()), magnitudes)
+        return cls(values, float(plain[0]), magnitudes)
 
 
 def _left(moments: _Moments, spread: Spread, rates: Rates, mask: str, exponent_bits: int) -> tuple[float, float]:
