@@ -74,3 +74,28 @@ def cifar10(split: str = "test", first: int = 0, count: int | None = None, image
     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
     x = (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     return x.contiguous(), torch.from_numpy(labels[chosen.start : chosen.stop].astype(np.int64))
+
+
+def agnews_train() -> Inputs:
+    """What `--calibrate` takes parts of."""
+    return agnews("train")
+
+
+def thucnews_train() -> Inputs:
+    """The same for the Chinese headlines."""
+    return thucnews("train")
+
+
+def cifar10_train() -> Inputs:
+    """The first 10,000 training images; any part of them is about balanced."""
+    return cifar10("train", 0, 10_000)
+
+
+def cifar10_imagenet() -> Inputs:
+    """Test images, normalised as for the published ResNet-20."""
+    return cifar10("test", imagenet=True)
+
+
+def cifar10_imagenet_train() -> Inputs:
+    """Training images, normalised as for the published ResNet-20."""
+    return cifar10("train", 0, 10_000, imagenet=True)
