@@ -157,8 +157,7 @@ def search(
     clock.phase("curvature")
     shapes = {name: tensor.shape for name, tensor in subject.tensors.items()}
     problem = Problem(tune.bare.encodings, by_tensor, stored, listed, found, shapes)
-    assert chosen_method.path is not None
-    path = chosen_method.path(problem, seed)
+    path = chosen_method.path(problem, tune, seed)
     clock.phase("frontier")
     calibration = None
     if budget is None:
