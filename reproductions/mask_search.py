@@ -116,7 +116,7 @@ class Bench:
             problem = Problem(tune.bare.encodings, self.faults, stored, (self.code,), curvature, shapes)
             make = METHODS[method].path
             assert make is not None
-            self._paths[method, guard] = make(problem, 0), time.perf_counter() - start
+            self._paths[method, guard] = make(problem, tune, 0), time.perf_counter() - start
         path, seconds = self._paths[method, guard]
         vertex = path.within(budget)
         told = {"redundancy": path.redundancy(vertex), "charged_redundancy": path.charged(vertex)}

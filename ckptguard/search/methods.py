@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ckptguard.search import frontier, paths
 from ckptguard.search.problem import Problem
+from ckptguard.search.trials import Trials
 
 GRADIENTS, MEASURED, NOTHING = "gradients", "measured", "nothing"
 
@@ -19,27 +20,28 @@ class Method:
         summary: one line.
         curvature: where it comes from: `gradients`, `measured`, or `nothing` where it is used for predictions only, if
             it is there.
-        path: from a problem and a seed to mask sets, by rising cost; None for agents, which learn one mask set.
+        path: from a problem, trials on the data that choose, and a seed to mask sets, by rising cost. None for agents,
+            which learn one mask set (`learning.learned_path`).
     """
 
     summary: str
     curvature: str
-    path: Callable[[Problem, int], paths.MaskPath] | None
+    path: Callable[[Problem, Trials, int], paths.MaskPath] | None
 
 
-def _fisher(problem: Problem, seed: int) -> paths.MaskPath:
+def _fisher(problem: Problem, trials: Trials, seed: int) -> paths.MaskPath:
     return frontier.Frontier(problem.tensors, frontier.BITS, problem.metadata_bits)
 
 
-def _top(problem: Problem, seed: int) -> paths.MaskPath:
+def _top(problem: Problem, trials: Trials, seed: int) -> paths.MaskPath:
     return frontier.Frontier(problem.tensors, frontier.TOP, problem.metadata_bits)
 
 
-def _uniform(problem: Problem, seed: int) -> paths.MaskPath:
+def _uniform(problem: Problem, trials: Trials, seed: int) -> paths.MaskPath:
     return paths.uniform(problem.tensors, problem.metadata_bits)
 
 
-def _random(problem: Problem, seed: int) -> paths.MaskPath:
+def _random(problem: Problem, trials: Trials, seed: int) -> paths.MaskPath:
     return paths.at_random(problem.tensors, seed, problem.metadata_bits)
 
 

@@ -181,7 +181,7 @@ def search(
         path, more = learned.path, {"learning": learned.provenance()}
         clock.phase("learning")
     else:
-        path = chosen_method.path(problem, seed)
+        path = chosen_method.path(problem, tune, seed)
         clock.phase("frontier")
     calibration = None
     if chosen_method.path is None:
