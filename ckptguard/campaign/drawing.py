@@ -71,6 +71,7 @@ class Flips:
         stored_bits, parity_bits: in scope.
         expected: mean number of flips of the message and of parity; None where it is not known exactly.
         by_bit: flips of the message by position in the word.
+        set_back: elements of tensors with flips that range guards took back already; counts above hold them still.
     """
 
     tensors: dict[str, Drawn] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class Flips:
     parity_bits: int = 0
     expected: tuple[float, float] | None = (0.0, 0.0)
     by_bit: dict[int, int] = field(default_factory=dict)
+    set_back: dict[str, I64] = field(default_factory=dict)
 
     @property
     def count(self) -> int:

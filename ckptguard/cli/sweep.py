@@ -62,7 +62,7 @@ def _variants(function: Callable[..., Any]) -> Callable[..., Any]:
                 "variants",
                 metavar="KEY=VALUE;...",
                 multiple=True,
-                help="name=...;masks=...;code=...;representation=...;policy=...;guard=yes. Repeatable.",
+                help="name=...;masks=...;code=...;representation=...;policy=...;guard=tensor. Repeatable.",
             ),
             click.option("--masks", metavar="FILE", help="Protected bits: a mask file, top:N or all."),
             click.option("--code", metavar="SPEC", help="The code of protected bits; see `ckptguard codes`, or ideal."),
@@ -80,7 +80,11 @@ def _variants(function: Callable[..., Any]) -> Callable[..., Any]:
                 multiple=True,
                 help="For what cannot be corrected. Repeatable: they are compared.",
             ),
-            click.option("--guard", is_flag=True, help="Range guards on."),
+            click.option(
+                "--guard",
+                metavar="GRANULARITY",
+                help="Range guards as of `protect`: one per tensor, channel or group:N, or none. Default: none.",
+            ),
             click.option(
                 "--decoder",
                 type=click.Choice(["exact", "sampled"]),
