@@ -92,6 +92,52 @@ def damage_container(container: Path, prepared: Prepared, flips: Flips) -> bytes
     return data.tobytes()
 
 
+def damage_set(folder: Path, prepared: Prepared, flips: Flips) -> None:
+    """Flip the same bits in the shard files of a set."""
+    with open_set(folder) as shards:
+        for number, shard in enumerate(shards):
+            path = shard.file.path
+            data, block = np.frombuffer(path.read_bytes(), np.uint8).copy(), shard.file.superblock
+            for part in shard.plan.parts:
+                if part.name in flips.tensors:
+                    encoding, drawn = prepared.encodings[part.name], flips.tensors[part.name]
+                    words = np.zeros_like(encoding.words)
+                    words[drawn.elements] = drawn.flips.astype(words.dtype)
+                    begin = block.payload_offset + part.stored_offset
+                    data[begin : begin + part.stored_bytes] ^= encoding.image(words)
+            coded = [stream for stream in shard.plan.streams if stream.planes and stream.code.spec != "none"]
+            mine = [key for key in sorted(prepared.coders) if key[0] == number]
+            for stream, key in zip(coded, mine, strict=True):
+                bits = np.zeros(8 * stream.parity_bytes, np.uint8)
+                bits[flips.parity.get(key, np.zeros(0, np.int64))] = 1
+                begin = block.parity_offset + stream.parity_offset
+                data[begin : begin + stream.parity_bytes] ^= np.packbits(bits, bitorder="little")
+            path.write_bytes(data.tobytes())
+
+
+def test_flips_go_through_a_set_on_several_devices_as_through_its_files(tmp_path: Path) -> None:
+    source, container = checkpoint(tmp_path), tmp_path / "set"
+    devices = DeviceMap.parse(
+        '[[device]]\nname = "flash"\nchannel = "bsc:0.04"\ntensors = ["large", "v*"]\n'
+        '[[device]]\nname = "disk"\nchannel = "asymmetric:0.01,0.03"\ntensors = ["*"]\n'
+    )
+    protect(source, container, bits=9, code="bch:255,131", devices=devices, guard="channel")
+    subject = Subject.open(container)
+    assert subject.variant is not None
+    assert subject.variant.granularity == "channel"
+    prepared = Prepared(subject, subject.variant)
+    assert {number for number, _ in prepared.coders} == {0, 1}
+    assigned = faults.of_devices(subject.devices)
+    flips, damage = prepared.draw(assigned, 3, 1), prepared.trial(assigned, 3, 1)
+    damage_set(container, prepared, flips)
+    report = restore(container, tmp_path / "out.safetensors")
+    assert patched(prepared, damage) == read_safetensors((tmp_path / "out.safetensors").read_bytes())
+    assert damage.uncorrectable > 0 < damage.corrected
+    assert report.lost
+    rates = {name: drawn.bits / (32 * 78_900) for name, drawn in flips.tensors.items() if name == "large"}
+    assert rates["large"] == pytest.approx(0.04, rel=0.05)
+
+
 def patched(prepared: Prepared, damage: Damage) -> dict[str, bytes]:
     """Tensors with the patches of a trial."""
     result = {}

@@ -18,7 +18,7 @@ class Damage:
         patches: by tensor, words that differ from the base; empty where `raised`.
         raised: the policy is `raise` and protected bits are lost.
         stored_bits, parity_bits: that faults could hit.
-        expected_flips, expected_parity_flips: their mean; None where it is not known exactly.
+        expected_flips, expected_parity_flips: their mean, see `Flips`; None for noise on values.
         flips, parity_flips: drawn, before decoding.
         codewords: that were read; 0 without a code.
         corrected, uncorrectable, miscorrected: codewords with damage: that came out right, were given up on, were taken
