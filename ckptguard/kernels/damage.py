@@ -26,7 +26,14 @@ def _magnitude(word: Any) -> float:
 
 @njit(cache=True, nogil=True)
 def of_float32(
-    words: U32, weights: npt.NDArray[np.floating[Any]], of_0: float, of_1: float, ones: Any, zeros: Any, largest: Any, result: F64
+    words: U32,
+    weights: npt.NDArray[np.floating[Any]],
+    of_0: float,
+    of_1: float,
+    ones: Any,
+    zeros: Any,
+    largest: Any,
+    result: F64,
 ) -> None:
     """Add to `result` (32 numbers, by position from the most significant bit) 1/2 P F (change)^2 of all words.
 
