@@ -79,3 +79,28 @@ def cifar10(split: str = "test", first: int = 0, count: int | None = None, image
 def resnet20_images() -> Inputs:
     """500 test images as the published ResNet-20 takes them."""
     return cifar10("test", 0, 500, imagenet=True)
+
+
+def agnews_train() -> Inputs:
+    """What `--calibrate` takes parts of."""
+    return agnews("train")
+
+
+def thucnews_train() -> Inputs:
+    """The same for the Chinese headlines."""
+    return thucnews("train")
+
+
+def cifar10_train() -> Inputs:
+    """The first 10,000 training images; any part of them is about balanced."""
+    return cifar10("train", 0, 10_000)
+
+
+def cifar10_imagenet() -> Inputs:
+    """Test images, normalised as for the published ResNet-20."""
+    return cifar10("test", imagenet=True)
+
+
+def cifar10_imagenet_train() -> Inputs:
+    """Training images, normalised as for the published ResNet-20."""
+    return cifar10("train", 0, 10_000, imagenet=True)

@@ -131,7 +131,7 @@ def superblock(data):
     raise ValueError("no superblock")
 
 
-VERSION = 0
+VERSION = 1
 
 
 def sections(metadata):

@@ -109,7 +109,7 @@ def read_superblock(data: bytes) -> dict[str, int]:
     names = ("version", "flags", "shard", "shards", "metadata", "payload", "parity", "set_id", "digest", "own")
     block = dict(zip(names, struct.unpack_from("<HHHHQQQQQQ", plain, 8), strict=True))
     assert block["own"] == digest(plain[:56])
-    assert (block["version"], block["flags"] & ~1) == (0, 0)
+    assert (block["version"], block["flags"] & ~1) == (1, 0)
     return block
 
 

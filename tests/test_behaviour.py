@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ckptguard.cli import app
 
@@ -31,7 +32,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 512 KiB, so that either end can be lost without the other."""
     path = tmp_path_factory.mktemp("behaviour") / "model.safetensors"
     values = np.random.Generator(np.random.Philox(2)).normal(size=(2, 256, 256)).astype(np.float32)
-    save_file({"first": values[0], "second": values[1]}, path)
+    coarse = (values[0, :64].view(np.uint32) & 0xFFFF0000).view(np.float32)  # the lower half of its words never varies
+    save_file({"first": values[0], "second": values[1], "third": coarse}, path)
     return path
 
 
@@ -43,10 +45,26 @@ def intact(model: Path) -> Bytes:
     return np.frombuffer(path.read_bytes(), np.uint8)
 
 
+@pytest.fixture(scope="module")
+def signs(model: Path) -> Bytes:
+    """Another container of it, with signs protected only."""
+    path = model.with_name("signs.ckg")
+    assert run("protect", model, "-o", path, "--bits", 1, "--code", "bch:1023,923")[0] == 0
+    return np.frombuffer(path.read_bytes(), np.uint8)
+
+
 def flipped(data: Bytes, begin: int, end: int, pattern: int = 0xFF) -> Bytes:
     """A copy with the bits of `pattern` flipped in some bytes."""
     data = data.copy()
     data[begin:end] ^= np.uint8(pattern)
+    return data
+
+
+def last_word(data: Bytes, pattern: int) -> Bytes:
+    """A copy with bits of the last word of the last tensor flipped."""
+    (size,) = struct.unpack_from("<Q", data.tobytes(), 24)  # payload_bytes of the superblock
+    data = data.copy()
+    data[PAYLOAD + size - 4 : PAYLOAD + size].view("<u4")[0] ^= np.uint32(pattern)
     return data
 
 
@@ -80,6 +98,7 @@ def both_superblocks(data: Bytes) -> Bytes:
 DAMAGE: dict[str, Callable[[Bytes], Bytes]] = {
     "none": lambda data: data,
     "only unprotected bits": lambda data: flipped(data, PAYLOAD + 4096, PAYLOAD + 4097, 1),
+    "only unprotected bits that never vary in their tensor": lambda data: last_word(data, 0x0101),
     "up to t flips in every codeword": lambda data: flipped(data, PAYLOAD + 4099, PAYLOAD + 4100, 0x80),
     "more than t flips in a codeword": lambda data: flipped(data, PAYLOAD, PAYLOAD + 200_000),
     "metadata flipped at BER 1e-2": noisy_ends,
@@ -90,6 +109,7 @@ DAMAGE: dict[str, Callable[[Bytes], Bytes]] = {
     "both superblocks beyond repair": both_superblocks,
     "empty, too short, or another kind of file": lambda data: data[:100],
 }
+IMPOSSIBLE = "unprotected bits, so that an element is impossible"
 COMMANDS = ("inspect", "check", "restore", "repair")
 
 
@@ -107,7 +127,7 @@ def documented() -> dict[str, dict[str, int]]:
 
 def test_the_table_is_covered() -> None:
     elsewhere = {"a version that is not known", "a shard of a set is missing or of another set"}
-    assert set(documented()) - elsewhere == set(DAMAGE)
+    assert set(documented()) - elsewhere == {*DAMAGE, IMPOSSIBLE}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -123,7 +143,7 @@ def test_every_command_exits_as_documented(damage: str, intact: Bytes, tmp_path:
     assert written == ({"back.safetensors", "healed.ckg"} if found["inspect"] == 0 else set())
 
 
-@pytest.mark.parametrize("damage", [name for name, row in documented().items() if row["repair"] == 0])
+@pytest.mark.parametrize("damage", [name for name in DAMAGE if documented()[name]["repair"] == 0])
 def test_what_is_repaired_is_intact_where_protected(damage: str, intact: Bytes, tmp_path: Path) -> None:
     (tmp_path / "damaged.ckg").write_bytes(DAMAGE[damage](intact).tobytes())
     assert run("repair", tmp_path / "damaged.ckg", "-o", tmp_path / "healed.ckg")[0] == 0
@@ -133,14 +153,29 @@ def test_what_is_repaired_is_intact_where_protected(damage: str, intact: Bytes, 
     assert verdict == ("protected-intact" if damage == "only unprotected bits" else "intact")
 
 
+def test_an_impossible_element_is_replaced_by_restore_alone(signs: Bytes, model: Path, tmp_path: Path) -> None:
+    path, original = tmp_path / "damaged.ckg", load_file(model)["third"].ravel()
+    path.write_bytes(last_word(signs, 1 << 30).tobytes())
+    extra = {"restore": ("-o", tmp_path / "back.safetensors"), "repair": ("-o", tmp_path / "healed.ckg")}
+    found = {command: run(command, path, *extra.get(command, ()))[0] for command in COMMANDS}
+    assert found == documented()[IMPOSSIBLE]
+    assert json.loads(run("check", path, "--json")[1])["verdict"] == "protected-intact"
+    back = load_file(tmp_path / "back.safetensors")["third"].ravel()
+    assert (back[:-1] == original[:-1]).all()
+    assert back[-1] == 0 != original[-1]
+    run("restore", path, "-o", tmp_path / "read.safetensors", "--guard", "off")
+    run("restore", tmp_path / "healed.ckg", "-o", tmp_path / "healed.safetensors", "--guard", "off")
+    as_read, healed = (load_file(tmp_path / f"{name}.safetensors")["third"].ravel()[-1] for name in ("read", "healed"))
+    assert abs(as_read) > np.abs(original).max()
+    assert healed == as_read
+
+
 def test_in_place_refuses_a_file_of_another_size(intact: Bytes, tmp_path: Path) -> None:
     (tmp_path / "cut.ckg").write_bytes(intact[:-SUPERBLOCK].tobytes())
     assert run("repair", tmp_path / "cut.ckg", "--in-place")[0] == 2
 
 
 def test_nulled_elements_are_zero_and_the_others_as_read(model: Path, intact: Bytes, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file
-
     (tmp_path / "damaged.ckg").write_bytes(DAMAGE["more than t flips in a codeword"](intact).tobytes())
     words = ("restore", tmp_path / "damaged.ckg", "--policy", "null", "-o", tmp_path / "null.safetensors", "--json")
     status, text = run(*words)

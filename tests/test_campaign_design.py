@@ -129,6 +129,8 @@ def test_a_variant_is_read_from_text() -> None:
     assert parse_variant("masks=top:9") == Variant("bch:8191,6722", "native", MaskSet.top(9), "bch:8191,6722")
     assert parse_variant("policy=null").name == "unprotected null"
     assert name_of(Variant("x", "fixed:8", None, "ideal", guard=True)) == "ideal fixed:8 guard"
+    assert parse_variant("guard=no") == Variant("unprotected")
+    assert parse_variant("guard=group:64") == Variant("unprotected guard=group:64", guard="group:64")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_a_variant_is_read_from_text() -> None:
         ("name", "not of the form key=value"),
         ("mask=top:9", "no key 'mask', did you mean 'masks'"),
         ("code=none;code=none", "'code' is given twice"),
-        ("guard=maybe", "expected yes or no"),
+        ("guard=maybe", "'maybe' is no granularity of guards"),
         ("policy=keep", "policy"),
         ("code=bhc:63,45", "bhc"),
         ("masks=nowhere.json", "nowhere.json"),

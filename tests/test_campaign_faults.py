@@ -234,6 +234,62 @@ def test_other_channels_act_on_the_stored_bytes(folder: Path, spec: str, represe
         assert not (drawn.flips & ~encoding.words[drawn.elements].astype(np.uint64)).any()
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "burst:1e-4,0.05,0.5",
+        "cluster:1e-2,2,8",
+        "stuck:0.02,0.3",
+        "levelmap:0/1/2/3,0.2/0.2/0.2/0.2",
+        "erasure:512,0.2,ones",
+        "bsc:0.001+asymmetric:0.01,0.002",
+        "zero:0.05",
+    ],
+)
+def test_as_many_flips_are_drawn_as_are_expected(folder: Path, spec: str) -> None:
+    prepared = Prepared(subject(folder), Variant("v", code="secded:72,64"))
+    damages = [prepared.trial(faults.make(spec), 2, trial) for trial in range(60)]
+    for drawn, expected in (("flips", "expected_flips"), ("parity_flips", "expected_parity_flips")):
+        counts = np.array([getattr(damage, drawn) for damage in damages], float)
+        mean = getattr(damages[0], expected)
+        assert mean > 0
+        assert all(getattr(damage, expected) == mean for damage in damages)
+        assert abs(counts.mean() - mean) < 5 * counts.std() / np.sqrt(len(counts)) + 0.03 * mean
+
+
+def test_every_tensor_has_its_own_map_of_stuck_cells_on_a_die_and_keeps_it(folder: Path) -> None:
+    same = np.zeros(50_000, "<f4").tobytes()
+    (folder / "die.safetensors").write_bytes(safetensors_bytes({name: ("F32", (50_000,), same) for name in "ab"}))
+    prepared = Prepared(Subject.open(folder / "die.safetensors"), Variant("v"))
+    found = bits_of(prepared, "stuck:0.001,1,1,7")
+    assert found == bits_of(prepared, "stuck:0.001,1,1,7", seed=2, trial=5)
+    assert len(found["a"] & found["b"]) < 0.01 * len(found["a"])
+
+
+def test_an_analog_array_changes_values_as_its_profile_says(folder: Path) -> None:
+    made = subject(folder)
+    prepared = Prepared(made, Variant("v", masks=MaskSet.top(9), code="bch:255,131"))
+    damage = prepared.trial(faults.make("analog:analog.awgn,sigma=0.02"), 1, 0)
+    before = made.tensors["a"].data.view("<f4")
+    assert (damage.expected_flips, damage.parity_flips) == (None, 0)
+    bare = Prepared(made, Variant("v")).trial(faults.make("analog:analog.awgn,sigma=0.02"), 1, 0).patches["a"]
+    noise = bare.words.view("<f4").astype(float) - before[bare.elements]
+    assert noise.size > 0.99 * before.size
+    shares = noise / (0.02 * np.abs(before).max())
+    assert stats.kstest(shares, "norm").pvalue > UNLIKELY
+    other = Prepared(made, Variant("v")).trial(faults.make("analog:analog.awgn,@s0_1"), 1, 1).patches["a"]
+    assert not np.array_equal(bare.words, other.words)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["analog", "analog:pcm.joshi", "analog:analog.awgn,sigma", "analog:analog.awgn,sigma=2", "analog:analog.awgn,@no"],
+)
+def test_analog_arrays_that_are_not_known_are_refused(spec: str) -> None:
+    with pytest.raises(SpecError):
+        faults.make(spec)
+
+
 def test_every_dtype_can_be_hit_and_counted(folder: Path) -> None:
     layout = {name: (dtype, shape) for name, (dtype, shape) in MIXED.items()}
     prepared = Prepared(subject(folder, layout), Variant("none"))

@@ -20,6 +20,7 @@ from ckptguard.campaign.variants import Damage, Prepared, Variant
 from ckptguard.devices import DeviceMap
 from ckptguard.errors import CheckpointError, UncorrectableError, UsageError
 from ckptguard.masks import MaskSet, Rule
+from ckptguard.pipeline.inspect import inspect
 from ckptguard.pipeline.protect import protect
 from ckptguard.pipeline.restore import restore
 from ckptguard.pipeline.shard import open_set
@@ -37,13 +38,26 @@ CASES = {
 }
 """code, representation, mask, bit error rate."""
 
+GUARDED = [
+    *(("none", case) for case in CASES),
+    *(("tensor", case) for case in CASES),
+    ("channel", "short words of a code with many failures"),
+    ("channel", "one error in a tile"),
+    ("group:100", "the same over fixed-point planes"),
+    ("group:100", "sign and magnitude"),
+    ("group:100", "every bit"),
+]
+
 
 def checkpoint(folder: Path) -> Path:
     """Tensors of every width, of which one fills more than a unit."""
     path = folder / "model.safetensors"
     layout = {"large": ("F32", (263, 300)), **MIXED, "codes": ("I8", (40_001,))}
     layout["codes"] = ("U8", (40_001,))
-    path.write_bytes(safetensors_bytes(tensors(5, **layout)))
+    content = tensors(5, **layout)
+    variances = np.random.default_rng(6).uniform(0.5, 3.0, 500).astype("<f4")
+    content["variance"] = ("F32", (500,), variances.tobytes())  # zero is impossible
+    path.write_bytes(safetensors_bytes(content))
     return path
 
 
@@ -51,7 +65,7 @@ def rules(mask: str, representation: str) -> MaskSet:
     """A mask for floats; bits of other words only as far as they have them."""
     if not set(mask) <= {"0", "1"}:
         return MaskSet((Rule(("*",), mask + (",or-all" if mask.startswith("top") else "")),))
-    floats = ("large", "weight", "half", "brain", "double", "nothing")
+    floats = ("large", "weight", "half", "brain", "double", "nothing", "variance")
     return MaskSet((Rule(floats, mask), Rule(("*",), "none")))
 
 
@@ -78,6 +92,52 @@ def damage_container(container: Path, prepared: Prepared, flips: Flips) -> bytes
     return data.tobytes()
 
 
+def damage_set(folder: Path, prepared: Prepared, flips: Flips) -> None:
+    """Flip the same bits in the shard files of a set."""
+    with open_set(folder) as shards:
+        for number, shard in enumerate(shards):
+            path = shard.file.path
+            data, block = np.frombuffer(path.read_bytes(), np.uint8).copy(), shard.file.superblock
+            for part in shard.plan.parts:
+                if part.name in flips.tensors:
+                    encoding, drawn = prepared.encodings[part.name], flips.tensors[part.name]
+                    words = np.zeros_like(encoding.words)
+                    words[drawn.elements] = drawn.flips.astype(words.dtype)
+                    begin = block.payload_offset + part.stored_offset
+                    data[begin : begin + part.stored_bytes] ^= encoding.image(words)
+            coded = [stream for stream in shard.plan.streams if stream.planes and stream.code.spec != "none"]
+            mine = [key for key in sorted(prepared.coders) if key[0] == number]
+            for stream, key in zip(coded, mine, strict=True):
+                bits = np.zeros(8 * stream.parity_bytes, np.uint8)
+                bits[flips.parity.get(key, np.zeros(0, np.int64))] = 1
+                begin = block.parity_offset + stream.parity_offset
+                data[begin : begin + stream.parity_bytes] ^= np.packbits(bits, bitorder="little")
+            path.write_bytes(data.tobytes())
+
+
+def test_flips_go_through_a_set_on_several_devices_as_through_its_files(tmp_path: Path) -> None:
+    source, container = checkpoint(tmp_path), tmp_path / "set"
+    devices = DeviceMap.parse(
+        '[[device]]\nname = "flash"\nchannel = "bsc:0.04"\ntensors = ["large", "v*"]\n'
+        '[[device]]\nname = "disk"\nchannel = "asymmetric:0.01,0.03"\ntensors = ["*"]\n'
+    )
+    protect(source, container, bits=9, code="bch:255,131", devices=devices, guard="channel")
+    subject = Subject.open(container)
+    assert subject.variant is not None
+    assert subject.variant.granularity == "channel"
+    prepared = Prepared(subject, subject.variant)
+    assert {number for number, _ in prepared.coders} == {0, 1}
+    assigned = faults.of_devices(subject.devices)
+    flips, damage = prepared.draw(assigned, 3, 1), prepared.trial(assigned, 3, 1)
+    damage_set(container, prepared, flips)
+    report = restore(container, tmp_path / "out.safetensors")
+    assert patched(prepared, damage) == read_safetensors((tmp_path / "out.safetensors").read_bytes())
+    assert damage.uncorrectable > 0 < damage.corrected
+    assert report.lost
+    rates = {name: drawn.bits / (32 * 78_900) for name, drawn in flips.tensors.items() if name == "large"}
+    assert rates["large"] == pytest.approx(0.04, rel=0.05)
+
+
 def patched(prepared: Prepared, damage: Damage) -> dict[str, bytes]:
     """Tensors with the patches of a trial."""
     result = {}
@@ -90,14 +150,16 @@ def patched(prepared: Prepared, damage: Damage) -> dict[str, bytes]:
     return result
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_decoding_in_memory_gives_the_tensors_that_restore_gives(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("guard", "case"), GUARDED)
+def test_decoding_in_memory_gives_the_tensors_that_restore_gives(guard: str, case: str, tmp_path: Path) -> None:
     code, representation, mask, rate = CASES[case]
     source, container, worn = checkpoint(tmp_path), tmp_path / "model.ckg", tmp_path / "worn.ckg"
     masks = rules(mask, representation)
-    protect(source, container, masks=masks, code=code, representation=representation)
+    protect(source, container, masks=masks, code=code, representation=representation, guard=guard)
     subject = Subject.open(source)
-    variants = {policy: Variant(policy, representation, masks, code, policy) for policy in ("raw", "null", "raise")}
+    variants = {
+        policy: Variant(policy, representation, masks, code, policy, guard) for policy in ("raw", "null", "raise")
+    }
     prepared = {policy: Prepared(subject, variant) for policy, variant in variants.items()}
     seen: set[str] = set()
     for seed, share in ((1, 1.0), (2, 0.9), (3, 0.6), (4, 0.05)):
@@ -105,12 +167,15 @@ def test_decoding_in_memory_gives_the_tensors_that_restore_gives(case: str, tmp_
         flips = prepared["raw"].draw(fault, seed, 0)
         worn.write_bytes(damage_container(container, prepared["raw"], flips))
         for policy in ("raw", "null"):
-            restore(worn, tmp_path / "out.safetensors", policy=policy, overwrite=True)
+            report = restore(worn, tmp_path / "out.safetensors", policy=policy, overwrite=True)
             expected = read_safetensors((tmp_path / "out.safetensors").read_bytes())
             damage = prepared[policy].trial(fault, seed, 0)
             found = patched(prepared[policy], damage)
             assert found.keys() == expected.keys()
             assert [name for name in found if found[name] != expected[name]] == []
+            changes = sum(tensor.guarded_bits + tensor.guarded_elements for tensor in report.tensors)
+            assert (damage.guarded > 0) == (changes > 0) == (guard != "none")
+            assert damage.guarded <= changes
             seen |= {word for word in ("corrected", "uncorrectable", "miscorrected") if getattr(damage, word)}
         raised = False
         try:
@@ -120,8 +185,9 @@ def test_decoding_in_memory_gives_the_tensors_that_restore_gives(case: str, tmp_
         refused = prepared["raise"].trial(fault, seed, 0)
         assert refused.raised == raised
         assert not (raised and refused.patches)
-    assert {"corrected", "uncorrectable"} <= seen
-    assert "miscorrected" in seen or codes.make(code).t > 1 or code == "crc"
+    assert "corrected" in seen
+    assert "uncorrectable" in seen or guard != "none"
+    assert "miscorrected" in seen or guard != "none" or codes.make(code).t > 1 or code == "crc"
 
 
 @pytest.mark.parametrize(("code", "representation"), [("bch:511,259", "native"), ("crc", "fixed:7")])
@@ -176,7 +242,8 @@ def test_a_native_container_is_the_same_subject_as_its_checkpoint(tmp_path: Path
     assert subject.variant is not None
     fault = faults.make("bsc:0.05")
     one = Prepared(subject, subject.variant).trial(fault, 4, 2)
-    other = Prepared(plain, Variant("v", masks=MaskSet.top(9), code="bch:255,131")).trial(fault, 4, 2)
+    assert subject.variant.granularity == "tensor"
+    other = Prepared(plain, Variant("v", masks=MaskSet.top(9), code="bch:255,131", guard=True)).trial(fault, 4, 2)
     assert one.residual_by_tensor == other.residual_by_tensor
     assert one.uncorrectable == other.uncorrectable > 0
 
@@ -291,14 +358,31 @@ def test_a_guard_forces_what_never_varies_and_clears_what_is_impossible(tmp_path
     plain = Prepared(subject, Variant("none"))
     fault = faults.make("bsc:0.02")
     damage, before = guarded.trial(fault, 3, 0), plain.trial(fault, 3, 0)
-    assert damage.residual_bits == before.residual_bits
+    assert damage.flips == before.flips == before.residual_bits > damage.residual_bits
     assert before.non_finite > 0
     assert damage.non_finite == 0
     assert damage.guarded > 0
     largest = np.abs(subject.tensors["large"].data.view("<f4")).max()
-    assert np.abs(damage.patches["large"].words.view("<f4")).max() <= largest
+    assert np.abs(damage.patches["large"].words.view("<f4")).max() <= largest * (1 + 2**-7)  # bounds have 16 bits
     assert np.nanmax(np.abs(before.patches["large"].words.view("<f4"))) > largest
     assert max(patched(guarded, damage)["flags"]) <= 1 < max(patched(plain, before)["flags"])
+
+
+@pytest.mark.parametrize("guard", ["none", "tensor", "channel", "group:100"])
+def test_what_guards_take_is_what_the_container_pays_for_them(guard: str, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path)
+    made = inspect(protect(source, tmp_path / "m.ckg", bits=9, code="bch:255,131", guard=guard).path)
+    subject = Subject.open(tmp_path / "m.ckg")
+    assert subject.variant is not None
+    assert subject.variant.granularity == guard
+    found_in = Prepared(Subject.open(source), Variant("v", guard=guard))
+    found = found_in.guard_bits
+    groups = sum(tensor.guard_groups for tensor in made.tensors)
+    assert found.stored == 8 * 4 * sum(shard.guard_bytes for shard in made.shards)  # armour doubles, two copies
+    assert (found.plain == 0) == (groups == 0) == (guard == "none")
+    if guard == "tensor":
+        widths = [one.words.dtype.itemsize for one in found_in.encodings.values() if one.elements]
+        assert found.plain == 8 * sum(4 + 4 * width for width in widths)
 
 
 def test_variants_come_back_from_their_records() -> None:
@@ -306,13 +390,22 @@ def test_variants_come_back_from_their_records() -> None:
         Variant("none"),
         Variant("a", "fixed:8,sign-magnitude", MaskSet.top(4), "bch:8191,6722", "null", True),
         Variant("b", (("x*", "q:2.6"), ("*", "cast:bfloat16")), None, "ideal:0.01", "raise"),
+        Variant("c", guard="channel"),
+        Variant("d", guard="group:256"),
     ):
         assert Variant.from_json(json.loads(json.dumps(variant.to_json()))) == variant
+
+
+def test_guards_are_named_as_protect_names_them_or_switched() -> None:
+    assert {Variant("v", guard=off).guard for off in (False, None, "none")} == {False}
+    assert Variant("v", guard=True) == Variant("v", guard="tensor")
 
 
 @pytest.mark.parametrize(
     "settings",
     [
+        {"guard": "row"},
+        {"guard": "group:0"},
         {"policy": "ignore"},
         {"code": "bhc:255,131"},
         {"code": "ideal:2"},
@@ -354,6 +447,20 @@ def test_sampled_failures_are_distributed_as_those_of_the_decoder(tmp_path: Path
     for one, other in zip(real, sampled, strict=True):
         assert stats.mannwhitneyu(one, other).pvalue > 1e-6
         assert np.std(one) == pytest.approx(np.std(other), rel=0.5)
+
+
+def test_sampled_failures_with_guards_are_distributed_as_those_of_the_decoder(tmp_path: Path) -> None:
+    subject = Subject.open(checkpoint(tmp_path))
+    masks = MaskSet((Rule(("large", "weight", "variance"), "top:6"), Rule(("*",), "none")))
+    rows = {}
+    for guard in ("none", "tensor"):
+        prepared = Prepared(subject, Variant("v", masks=masks, code="bch:255,131", guard=guard))
+        rows[guard] = [failing(prepared, decoder, 0.055, 30) for decoder in ("exact", "sampled")]
+    real, sampled = rows["tensor"]
+    assert sum(real[0]) < 0.7 * sum(rows["none"][0][0])
+    for one, other in zip(real, sampled, strict=True):
+        assert stats.mannwhitneyu(one, other).pvalue > 1e-6
+        assert np.mean(one) == pytest.approx(np.mean(other), rel=0.2, abs=1.0)
 
 
 def test_sampling_draws_unprotected_bits_as_always_and_is_refused_where_it_would_not_be_exact(tmp_path: Path) -> None:

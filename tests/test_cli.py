@@ -295,6 +295,42 @@ def test_verify_against_another_model_exits_with_13(model: Path, container: Path
     assert (record["_exit"], record["verdict"]) == (13, "contradicted")
 
 
+def certified(model: Path, tmp_path: Path, **provenance: object) -> Path:
+    """A container made with masks that carry a certificate."""
+    content = {
+        "format": "ckptguard-masks",
+        "version": 1,
+        "rules": [{"tensors": "*", "mask": "top:9,or-all"}],
+        "provenance": {"certificate": {"statement": "with 95% confidence,\n95% of devices lose nothing"}} | provenance,
+    }
+    (tmp_path / "sp.json").write_text(json.dumps(content))
+    made = run("protect", model, "-o", tmp_path / "certified.ckg", "--masks", tmp_path / "sp.json")
+    assert made.exit_code == 0
+    return tmp_path / "certified.ckg"
+
+
+def test_verify_prints_the_certificate_of_the_masks(model: Path, tmp_path: Path) -> None:
+    path = certified(model, tmp_path, representation="native", guard=True)
+    record = run_json("verify", path, "--against", model)
+    assert record["certificate"]["statement"] == "with 95% confidence, 95% of devices lose nothing"
+    assert record["certificate"]["departs"] == []
+    assert (
+        "not tested again here: with 95% confidence, 95% of devices" in run("verify", path, "--against", model).stdout
+    )
+
+
+def test_verify_tells_where_a_container_is_not_what_was_certified(model: Path, tmp_path: Path) -> None:
+    path = certified(model, tmp_path, representation="fixed:8", guard=False)
+    printed = run("verify", path, "--against", model).stdout
+    assert "not as certified: searched as fixed:8, stored as native" in printed
+    assert "not as certified: searched without range guards" in printed
+
+
+def test_verify_of_a_container_without_a_certificate_speaks_of_none(model: Path, container: Path) -> None:
+    assert run_json("verify", container, "--against", model)["certificate"] is None
+    assert "certificate" not in run("verify", container, "--against", model).stdout
+
+
 def test_verify_tells_what_is_lost(model: Path, ruined: Path) -> None:
     assert run("verify", ruined, "--against", model).exit_code == 11
 

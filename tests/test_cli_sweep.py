@@ -47,6 +47,37 @@ def record(capsys: pytest.CaptureFixture[str], *words: str, output: str = "run")
     return found
 
 
+def test_an_analog_device_is_swept_at_its_operating_points(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = ["--operating-point", "@s0_001", "--operating-point", "sigma=0.5"]
+    found = record(capsys, "--device", "analog.awgn", *points, "--trials", "4")
+    assert found["exit_status"] == 0
+    campaign = json.loads((place / "run" / "campaign.json").read_text())
+    assert [point["label"] for point in campaign["points"]] == ["@s0_001", "sigma=0.5"]
+    assert [point["device"]["operating_point"] for point in campaign["points"]] == [{"sigma": 0.001}, {"sigma": 0.5}]
+    with (place / "run" / "summary.csv").open(newline="") as file:
+        little, much = (float(line["mean"]) for line in csv.DictReader(file) if line["metric"] == "accuracy")
+    assert little > much
+
+
+def test_a_set_on_several_devices_is_swept_with_each_ones_faults(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "map.toml").write_text(
+        '[[device]]\nname = "worn"\nchannel = "bsc:0.05"\ntensors = ["head.weight"]\n'
+        '[[device]]\nname = "fresh"\nchannel = "bsc:0"\ntensors = ["*"]\n'
+    )
+    protect = ["protect", "m.safetensors", "-o", "set", "--devices", "map.toml", "--bits", "9", "--code", "bch:63,45"]
+    assert call(capsys, *protect, "--quiet")[0] == 0
+    words = ["sweep", "set", "-o", "run", "--framework", "np", "-j1", "--eval", "task.py:score", "--trials", "5"]
+    status, out, err = call(capsys, *words)
+    assert (status, err) == (0, "")
+    assert "golden (1 of 1 variants)" in out
+    rows = [json.loads(line) for line in (place / "run" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 5
+    assert all(row["flips"] > 0 < row["parity_flips"] for row in rows)
+    assert {name for row in rows for name in row["residual_by_tensor"]} <= {"head.weight"}
+
+
 def test_a_sweep_prints_a_table_and_writes_its_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, "--ber", "1e-4:1e-2", "--trials", "4", "--code", "bch:63,45", "--controls")
     assert (status, err) == (0, "")

@@ -149,7 +149,7 @@ def test_the_superblock_has_its_fields_where_the_format_says() -> None:
     data = BLOCK.pack()
     assert data[:8] == bytes.fromhex("93434B5054475244")
     assert struct.unpack_from("<HHHHQQQQQ", data, 8) == (
-        *(0, 1, 3, 7, 12345, 1 << 40, 1 << 33),
+        *(1, 1, 3, 7, 12345, 1 << 40, 1 << 33),
         *(0xFEDCBA9876543210, 0x0123456789ABCDEF),
     )
     assert len(data) == 64
@@ -433,7 +433,7 @@ HUGE = 1 << 61
 
 LIES: dict[str, Callable[[Anatomy], bytes]] = {
     "version 99": field("version", 99),
-    "version 1": field("version", 1),
+    "version 0": field("version", 0),
     "version 2": field("version", 2),
     **{f"{name} {value:#x}": field(name, value)
        for name in ("metadata_bytes", "payload_bytes", "parity_bytes")
@@ -585,8 +585,18 @@ def test_containers_that_lie_are_refused(lie: str, small: bytes, hostile: Callab
 
 def test_a_version_that_is_not_known_says_what_to_use(small: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.ckg").write_bytes(LIES["version 99"](Anatomy.of(small)))
-    with pytest.raises(ContainerError, match=r"m\.ckg: .*version 99, this ckptguard reads version 0; use"):
+    with pytest.raises(ContainerError, match=r"m\.ckg: .*version 99, this ckptguard reads version 1; use"):
         check(tmp_path / "m.ckg")
+
+
+def test_a_draft_that_was_never_released_says_so(small: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.ckg").write_bytes(LIES["version 0"](Anatomy.of(small)))
+    with pytest.raises(ContainerError, match=r"version 0, this ckptguard reads version 1; .* never released: restore"):
+        check(tmp_path / "m.ckg")
+
+
+def test_the_format_is_version_1_where_it_always_stands(small: bytes) -> None:
+    assert (small[:8], small[8:10]) == (b"\x93CKPTGRD", b"\x01\x00")
 
 
 @pytest.mark.parametrize("flags", [2, 3, 0x8000])

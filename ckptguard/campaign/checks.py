@@ -181,15 +181,14 @@ def _written(subject: Subject, variant: Variant, place: Path) -> str | None:
     if variant.code != "none":
         codes.make(variant.code)
     _write_checkpoint(subject, place / "model.safetensors")
-    masks = variant.masks
-    if variant.code == "none" and masks is None:
-        masks = MaskSet((Rule(("*",), "none"),))
+    masks = MaskSet((Rule(("*",), "none"),)) if variant.code == "none" else variant.masks
     protect(
         place / "model.safetensors",
         place / "golden.ckg",
         masks=masks,
         code=variant.code,
         representation=variant.representation,
+        guard=variant.granularity,
         jobs=1,
     )
     return None

@@ -8,7 +8,7 @@ codeword, and is not counted as lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +23,8 @@ from ckptguard.codes.base import Code, UnitLayout
 from ckptguard.codes.crc import CRC_BITS, Crc
 from ckptguard.codes.lanes import LaneCode, words_of
 from ckptguard.errors import UsageError
-from ckptguard.plan import Part, ShardPlan, Source, Stream, Unit
+from ckptguard.pipeline.units import stored_group_bytes
+from ckptguard.plan import Part, Piece, ShardPlan, Source, Stream, Unit
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -136,10 +137,13 @@ class StreamCoder:
         return np.concatenate(pieces)
 
     def _message(self, unit: Unit) -> U64:
+        return self.message_of(unit, lambda part: self.members[part].encoding.image(self.members[part].encoding.words))
+
+    def message_of(self, unit: Unit, image_of: Callable[[int], Bytes]) -> U64:
+        """(unit.words,) stream words of a unit, were the stored bytes of its parts those that are given."""
         words = np.zeros(unit.words, "<u8")
         for piece in unit.pieces:
-            member, part = self.members[piece.part], self._shard.parts[piece.part]
-            image = member.encoding.image(member.encoding.words)
+            part, image = self._shard.parts[piece.part], image_of(piece.part)
             data = np.zeros(-(-piece.bytes // 8), "<u8")
             begin = piece.offset - part.stored_offset
             data.view(np.uint8)[: piece.bytes] = image[begin : begin + piece.bytes]
@@ -272,7 +276,15 @@ class StreamCoder:
             given_up = None
             if cover is not None and cover[here].any():
                 given_up = _touched(member, first, cover[here])
-            result.add(member.name, _elements(member, first, errors[here]), given_up)
+            reach = _reach(self._shard.parts[piece.part], piece)
+            result.add(member.name, _elements(member, first, errors[here]), given_up, reach)
+
+
+def _reach(part: Part, piece: Piece) -> tuple[int, int]:
+    """(begin, end) of the elements with stored bits in a piece."""
+    size, group = stored_group_bytes(part), representations.make(part.representation).group
+    begin = piece.offset - part.stored_offset
+    return begin // size * group, -(-(begin + piece.bytes) // size) * group
 
 
 def _elements(member: Member, first: int, words: U64) -> Drawn:

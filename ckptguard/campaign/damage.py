@@ -18,15 +18,16 @@ class Damage:
         patches: by tensor, words that differ from the base; empty where `raised`.
         raised: the policy is `raise` and protected bits are lost.
         stored_bits, parity_bits: that faults could hit.
-        expected_flips, expected_parity_flips: their mean; None where it is not known exactly.
+        expected_flips, expected_parity_flips: their mean, see `Flips`; None for noise on values.
         flips, parity_flips: drawn, before decoding.
         codewords: that were read; 0 without a code.
         corrected, uncorrectable, miscorrected: codewords with damage: that came out right, were given up on, were taken
             for another. Codewords of units whose message no flip reached are not decoded and not counted.
-        residual_bits: stored bits that differ after decoding, nulled elements left out.
+        residual_bits: stored bits that differ after guards set back what never varies and after decoding, nulled
+            elements left out; those of words that guards replace are counted.
         changed_elements: words in `patches`.
         nulled: elements the policy made zero.
-        guarded: words the guard changed.
+        guarded: words of which range guards set bits back, or that they replaced.
         non_finite: words in `patches` that are infinite or no number.
         flips_by_bit, residual_by_bit: by position in the stored word, 0 = most significant.
         residual_by_tensor: residual bits by name.

@@ -32,10 +32,17 @@ class Decoding:
     lost: bool = False
     _wrong: dict[str, list[Drawn]] = field(default_factory=dict)
     _given_up: dict[str, list[I64]] = field(default_factory=dict)
+    _unproven: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
-    def add(self, name: str, wrong: Drawn, given_up: I64 | None) -> None:
-        """Note protected bits of a tensor that are wrong, and elements with bits in codewords that were given up on."""
+    def add(self, name: str, wrong: Drawn, given_up: I64 | None, reach: tuple[int, int]) -> None:
+        """Note protected bits of a piece of a tensor that are wrong.
+
+        Args:
+            given_up: elements with bits in codewords that were given up on.
+            reach: (begin, end) of the elements with stored bits in the piece.
+        """
         self.lost = True
+        self._unproven.setdefault(name, []).append(reach)
         self._wrong.setdefault(name, []).append(wrong)
         if given_up is not None:
             self._given_up.setdefault(name, []).append(given_up)
@@ -44,6 +51,10 @@ class Decoding:
         """Protected bits of a tensor that differ after decoding."""
         pieces = self._wrong.get(name)
         return joined(pieces) if pieces else None
+
+    def unproven(self, name: str) -> list[tuple[int, int]]:
+        """(begin, end) of elements of a tensor in pieces whose protected bits are not all right."""
+        return self._unproven.get(name, [])
 
     def given_up(self, name: str) -> I64 | None:
         """Elements of a tensor, ascending, with bits in codewords that were given up on and did not come out right."""

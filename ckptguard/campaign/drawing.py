@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptguard import channels
+from ckptguard.campaign import analog
 from ckptguard.campaign.encodings import Encoding
-from ckptguard.campaign.faults import CHANNEL, COUNT, GAUSSIAN, RATES, ZERO, Fault
+from ckptguard.campaign.faults import ANALOG, CHANNEL, COUNT, GAUSSIAN, RATES, ZERO, Fault
 from ckptguard.campaign.shells import Drawn, draw
-from ckptguard.channels import NoiseKey
+from ckptguard.channels import Channel, NoiseKey
 from ckptguard.channels.noise import stream_key
 from ckptguard.errors import UsageError
 
@@ -69,8 +70,10 @@ class Flips:
         parity: (count,) positions of flipped bits in the parity of a stream, ascending; bit b is bit b % 8 (least
             significant = 0) of byte b // 8.
         stored_bits, parity_bits: in scope.
-        expected: mean number of flips of the message and of parity; None where it is not known exactly.
+        expected: mean number of flips of the message and of parity; of channels as `flip_probability` says, which
+            averages over what it does not know; None for noise on values.
         by_bit: flips of the message by position in the word.
+        set_back: elements of tensors with flips that range guards took back already; counts above hold them still.
     """
 
     tensors: dict[str, Drawn] = field(default_factory=dict)
@@ -79,6 +82,7 @@ class Flips:
     parity_bits: int = 0
     expected: tuple[float, float] | None = (0.0, 0.0)
     by_bit: dict[int, int] = field(default_factory=dict)
+    set_back: dict[str, I64] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -184,16 +188,41 @@ def _gaussian(flips: Flips, fault: Fault, target: Target, key: np.uint64) -> Non
     _add_words(flips, target, np.concatenate(found), np.concatenate(changes))
 
 
-def _channel(flips: Flips, fault: Fault, target: Target, key: np.uint64) -> None:
+def _analog(flips: Flips, fault: Fault, target: Target, key: np.uint64) -> None:
     encoding = target.encoding
+    _need_whole_words(fault, target)
+    flips._expect(None)
+    values = encoding.values(encoding.words)
+    if values is None:
+        return
+    profile, point = analog.read_spec(fault.spec)
+    read = profile.read(values, dict(point), NoiseKey(int(key), target.name))
+    words = np.where(np.isfinite(values), encoding.encode(np.nan_to_num(read)), encoding.words)
+    changes = words.astype(encoding.words.dtype) ^ encoding.words
+    where = np.flatnonzero(changes)
+    _add_words(flips, target, where, changes[where].astype(np.uint64))
+
+
+def _channel(flips: Flips, fault: Fault, target: Target, key: np.uint64) -> None:
+    encoding, channel = target.encoding, channels.make(fault.spec)
     image = np.array(encoding.image(encoding.words), np.uint8)
     before = image.copy()
-    channels.make(fault.spec).corrupt(image, 0, NoiseKey(int(key)))
+    channel.corrupt(image, 0, NoiseKey(int(key), target.name))  # a die's own map is drawn by the shard's name alone
     changes = encoding.of_image(image ^ before).astype(np.uint64)
     changes &= np.uint64(sum(1 << (encoding.bits - 1 - plane) for plane in target.planes))
     chosen = np.flatnonzero(changes)
     _add_words(flips, target, chosen, changes[chosen])
-    flips._expect(None)
+    flips._expect(_expected(channel, encoding, target.planes))
+
+
+def _expected(channel: Channel, encoding: Encoding, planes: Sequence[int]) -> float:
+    """Mean number of flips, as `Channel.flip_probability` says; over the places in a 64-bit word for bit planes."""
+    rates = channel.flip_probability(64 if encoding.planar else encoding.bits)
+    if encoding.planar:
+        rates = np.broadcast_to(rates.mean(axis=0), (encoding.bits, 2))
+    ones = np.array([encoding.ones([plane]) for plane in planes], np.float64)
+    chosen = rates[list(planes)]
+    return float(((encoding.elements - ones) * chosen[:, 0] + ones * chosen[:, 1]).sum())
 
 
 def _need_whole_words(fault: Fault, target: Target) -> None:
@@ -277,20 +306,25 @@ def _parity_zero(fault: Fault, parity: ParityTarget, key: np.uint64) -> tuple[I6
     words = draw(key, image.size // 8, [WHOLE_WORD], [0], fault.of_0, fault.of_1).elements
     lost = np.zeros_like(image).view(np.uint64)
     lost[words] = image.view(np.uint64)[words]
-    return np.flatnonzero(np.unpackbits(lost.view(np.uint8), bitorder="little")), None
+    ones = int(np.bitwise_count(image).sum(dtype=np.int64))
+    return np.flatnonzero(np.unpackbits(lost.view(np.uint8), bitorder="little")), fault.of_0 * ones
 
 
 def _parity_channel(fault: Fault, parity: ParityTarget, key: np.uint64) -> tuple[I64, float | None]:
-    image = parity.image()
+    image, channel = parity.image(), channels.make(fault.spec)
     after = image.copy()
-    channels.make(fault.spec).corrupt(after, 0, NoiseKey(int(key)))
-    return np.flatnonzero(np.unpackbits(after ^ image, bitorder="little")), None
+    channel.corrupt(after, 0, NoiseKey(int(key), f"parity {parity.key[0]} {parity.key[1]}"))
+    ones = np.unpackbits(image.view("<u8").byteswap().view(np.uint8)).reshape(-1, 64).sum(axis=0, dtype=np.int64)
+    rates = channel.flip_probability(64)  # row 0 is the most significant bit
+    expected = float(((image.size // 8 - ones) * rates[:, 0] + ones * rates[:, 1]).sum())
+    return np.flatnonzero(np.unpackbits(after ^ image, bitorder="little")), expected
 
 
 _MESSAGE: Mapping[str, Callable[[Flips, Fault, Target, np.uint64], None]] = {
     RATES: _rates,
     ZERO: _zero,
     GAUSSIAN: _gaussian,
+    ANALOG: _analog,
     CHANNEL: _channel,
 }
 _PARITY: Mapping[str, Callable[[Fault, ParityTarget, np.uint64], tuple[I64, float | None]]] = {

@@ -50,6 +50,19 @@ _FIELDS = {
 }
 """Bits of the sign and of the exponent; the rest is the fraction. Bytes of packed 4- and 6-bit floats have none."""
 
+_INFINITE = {
+    "F64": 0x7FF << 52,
+    "F32": 0xFF << 23,
+    "C64": 0xFF << 23,
+    "F16": 0x1F << 10,
+    "BF16": 0xFF << 7,
+    "F8_E5M2": 0x7C,
+}
+"""By sign-and-magnitude dtype, the word of infinity: magnitudes from there on are not finite."""
+
+_NOT_A_NUMBER = {"F8_E4M3": (0x7F, 0xFF), "F8_E4M3FNUZ": (0x80,), "F8_E5M2FNUZ": (0x80,), "F8_E8M0": (0xFF,)}
+"""By dtype without infinities, the words that are no number."""
+
 
 @dataclass(frozen=True, eq=False)
 class Encoding(ABC):
@@ -254,3 +267,13 @@ def words_from(name: str, values: Floats) -> Words:
             )
         size = DTYPES[name].word_bits // 8
         return values.astype(f"<f{size}").view(f"<u{size}")
+
+
+def not_finite(dtype: DType, words: Words) -> int:
+    """How many words of a dtype are infinite or no number."""
+    if dtype.name in _INFINITE:
+        magnitude = words & words.dtype.type((1 << (dtype.word_bits - 1)) - 1)
+        return int(np.count_nonzero(magnitude >= words.dtype.type(_INFINITE[dtype.name])))
+    if dtype.name in _NOT_A_NUMBER:
+        return int(np.isin(words, np.array(_NOT_A_NUMBER[dtype.name], words.dtype)).sum())
+    return 0

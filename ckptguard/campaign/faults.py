@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ckptguard import channels
+from ckptguard.campaign import analog
 from ckptguard.campaign.encodings import Encoding
 from ckptguard.channels.asymmetric import Asymmetric
 from ckptguard.channels.bsc import Bsc
@@ -18,10 +19,11 @@ from ckptguard.errors import SpecError, UsageError
 from ckptguard.spec import Spec, suggestion
 
 RATES, COUNT, ZERO, GAUSSIAN, CHANNEL = "rates", "count", "zero", "gaussian", "channel"
+ANALOG = analog.NAME
 
 FIELDS = ("sign", "exponent", "fraction")
 
-_OWN = ("flips", "gaussian", "single", "stuck0", "stuck1", "zero")
+_OWN = (ANALOG, "flips", "gaussian", "single", "stuck0", "stuck1", "zero")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Fault:
         spec: canonical; `make(spec)` gives an equal fault.
         kind: `rates`: bits are flipped independently, with one probability for a stored 0 and one for a stored 1;
             `count`: so many bits of all in scope; `zero`: stored words become zero; `gaussian`: noise on values;
-            `channel`: any other channel, on the stored bytes of every tensor.
+            `analog`: what an analog array reads instead of values; `channel`: any other channel, on the stored bytes of
+            every tensor.
         of_0, of_1: the probabilities of `rates`; both that of a word for `zero`.
         count: of flips, for `count`.
         sigma: for `gaussian`, of the tensor's largest magnitude.
@@ -56,7 +59,8 @@ class Fault:
 def make(spec: str) -> Fault:
     """The fault that `spec` names: every channel (`bsc:1e-3`, `asymmetric:p01,p10`, `burst:...`, `erasure:...`, ...),
     `flips:k` (exactly k), `single` (one), `stuck0:p` and `stuck1:p` (cells that only read 0, or 1), `zero:p` (words
-    read as zero) and `gaussian:sigma` (noise of sigma times the tensor's largest magnitude). Raises SpecError.
+    read as zero), `gaussian:sigma` (noise of sigma times the tensor's largest magnitude) and
+    `analog:NAME[,@PRESET][,key=value...]` (what an analog array reads of values). Raises SpecError.
     """
     parsed = Spec.parse(spec)
     name, settings = parsed.name, parsed.settings
@@ -65,6 +69,8 @@ def make(spec: str) -> Fault:
             known = (*_OWN, *channels.KINDS)
             raise SpecError(f"unknown fault {name!r}{suggestion(name, known)}; known: {', '.join(sorted(known))}")
         return _of_channel(spec)
+    if name == ANALOG:
+        return Fault(analog.canonical(spec), ANALOG)
     if name == "single":
         _require(not settings, spec, "single")
         return Fault("single", COUNT, count=1)

@@ -1,4 +1,4 @@
-"""Range guards in memory: bits that never vary are forced, and what is impossible becomes zero."""
+"""One interval around zero per tensor, for estimates of damage. Campaigns use `campaign.guarding`, as readers do."""
 
 from __future__ import annotations
 
@@ -21,9 +21,6 @@ _INFINITE = {
     "F8_E5M2": 0x7C,
 }
 """By sign-and-magnitude dtype, the word of infinity: magnitudes from there on are not finite."""
-
-_NOT_A_NUMBER = {"F8_E4M3": (0x7F, 0xFF), "F8_E4M3FNUZ": (0x80,), "F8_E5M2FNUZ": (0x80,), "F8_E8M0": (0xFF,)}
-"""By dtype without infinities, the words that are no number."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +61,3 @@ class TensorGuard:
             nulled = (forced & kind((1 << (self.dtype.word_bits - 1)) - 1)) > kind(self.largest)
             forced[nulled] = 0
         return forced, nulled
-
-
-def not_finite(dtype: DType, words: Words) -> int:
-    """How many words of a dtype are infinite or no number."""
-    if dtype.name in _INFINITE:
-        magnitude = words & words.dtype.type((1 << (dtype.word_bits - 1)) - 1)
-        return int(np.count_nonzero(magnitude >= words.dtype.type(_INFINITE[dtype.name])))
-    if dtype.name in _NOT_A_NUMBER:
-        return int(np.isin(words, np.array(_NOT_A_NUMBER[dtype.name], words.dtype)).sum())
-    return 0

@@ -1,8 +1,9 @@
 """Trials that draw only the codewords which fail, exactly as often and in the same way as if every flip were drawn.
 
 Of N codewords of one length, Bin(N, P(X > t)) have more flips X than their code corrects; which ones is uniform, X
-follows the binomial distribution beyond t, and the flips lie anywhere. All of them are taken to be given up on: of all
-words, about n^t / t! / 2^(m t), or one in t!, lie within t flips of a codeword, which for t of at least 8 is rare.
+follows the binomial distribution beyond t, and the flips lie anywhere. Bits that range guards set back do not count in
+the length. All of them are taken to be given up on: of all words, about n^t / t! / 2^(m t), or one in t!, lie within t
+flips of a codeword, which for t of at least 8 is rare.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.campaign.coding import StreamCoder
+from ckptguard.campaign.coding import Member, StreamCoder
 from ckptguard.campaign.decoding import Decoding
 from ckptguard.campaign.drawing import Flips, Target, distinct, draw_flips, trial_key
 from ckptguard.campaign.faults import RATES, Fault, Scope, assign
+from ckptguard.campaign.guarding import Guards
 from ckptguard.channels.noise import binomial
 from ckptguard.codes.base import TILE_WORDS
 from ckptguard.codes.bch import Bch
@@ -31,6 +33,7 @@ LEAST_T = 8
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,90 @@ class _Class:
     message_bits: int
     parity_bits: int
 
+    @property
+    def total(self) -> int:
+        """Codewords of the class."""
+        return self.units * self.count
+
+    def locate(self, place: int) -> tuple[int, int]:
+        """(unit, lane) of a codeword of the class."""
+        return self.first_unit + place // self.count, self.first_lane + place % self.count
+
+    def flat(self, unit: int, lane: int, bits: I64) -> I64:
+        """Where message bits of a codeword stand in the flat order of its unit."""
+        return bits * self.lanes + lane
+
+
+class OpenBits:
+    """Where range guards leave it open what the protected bits of a stream are; all others are set back.
+
+    Attributes:
+        counts: (codewords,) of open message bits.
+    """
+
+    def __init__(self, coder: StreamCoder, guards: Guards) -> None:
+        from ckptguard.kernels import codewords
+
+        self._coder = coder
+        self._images = {part: _varying(member, guards) for part, member in coder.members.items()}
+        counts = np.zeros(coder.codewords, np.int32)
+        for index in range(coder.stream.units):
+            first = index * coder.full.codewords
+            here = counts[first : first + coder.layout(index).codewords]
+            codewords.count_words(self.words(index), index, coder.ranks, coder.geometry, here)
+        self.counts: I64 = counts.astype(np.int64)
+
+    def words(self, unit: int) -> U64:
+        """Stream words of a unit whose ones are the open bits."""
+        found = self._coder.message_of(self._coder.unit(unit), self._images.__getitem__)
+        return found & np.uint64(self._coder.stream.mask)
+
+    def flat(self, unit: int, lane: int) -> I64:
+        """Where the open bits of a codeword stand in the flat order of its unit."""
+        words = self.words(unit)
+        bits = np.arange(lane, words.size * self._coder.stream.planes, self._coder.lanes(words.size))
+        word, bit = _places(self._coder, words.size, bits)
+        found: I64 = bits[(words[word] >> bit & np.uint64(1)) != 0]
+        return found
+
+
+def _varying(member: Member, guards: Guards) -> Bytes:
+    """Stored bytes of a tensor with ones where bits may vary."""
+    encoding = member.encoding
+    varying = guards.varying(member.name, np.arange(encoding.elements))
+    everything = np.full(1, (1 << encoding.bits) - 1, np.uint64)
+    wide = np.broadcast_to(everything if varying is None else varying, encoding.elements)
+    return encoding.image(wide.astype(encoding.words.dtype))
+
+
+@dataclass(frozen=True)
+class _Open:
+    """Codewords with equally many open message bits, as `_Class`; `chosen` are those of the stream."""
+
+    open_bits: OpenBits
+    chosen: I64
+    per_unit: int
+    message_bits: int
+    parity_bits: int
+
+    @property
+    def total(self) -> int:
+        return int(self.chosen.size)
+
+    def locate(self, place: int) -> tuple[int, int]:
+        return divmod(int(self.chosen[place]), self.per_unit)
+
+    def flat(self, unit: int, lane: int, bits: I64) -> I64:
+        return self.open_bits.flat(unit, lane)[bits]
+
 
 def sample(
     prepared: Prepared, faults: Mapping[str, Fault] | Fault, seed: int, trial: int, scope: Scope
 ) -> tuple[Flips, Decoding]:
     """Flips of unprotected bits, drawn as always, and what failing codewords leave of the protected ones.
 
-    Flips of protected bits are not counted, nor are those bits among the stored ones.
+    Flips of protected bits are not counted, nor are those bits among the stored ones. Bits that range guards set back
+    before decoding are none that make a codeword fail.
 
     Raises:
         UsageError: a fault that is not one rate for all bits, a scope that leaves out bits, or a code other than BCH
@@ -71,13 +151,17 @@ def sample(
         mask = prepared.masks[name][0]
         planes = tuple(plane for plane, chosen in enumerate(mask) if chosen == "0")
         jobs.setdefault(fault, []).append(Target(name, prepared.encodings[name], planes))
-    flips = draw_flips([(fault, targets, ()) for fault, targets in jobs.items()], seed, trial)
+    flips = prepared.guards.set_back(draw_flips([(fault, targets, ()) for fault, targets in jobs.items()], seed, trial))
     result = Decoding()
     for (shard, stream), coder in prepared.coders.items():
         rates = {assigned[member.name].of_0 for member in coder.members.values() if member.name in assigned}
         result.codewords += coder.codewords
         if rates:
-            _sample_stream(coder, rates.pop(), trial_key(seed, trial, f"failing {shard} {stream}"), result)
+            classes = (
+                _open_classes(coder, prepared.open_bits[shard, stream]) if prepared.variant.guard else _classes(coder)
+            )
+            key = trial_key(seed, trial, f"failing {shard} {stream}")
+            _sample_stream(coder, classes, rates.pop(), key, result)
     return flips, result
 
 
@@ -112,11 +196,19 @@ def _classes(coder: StreamCoder) -> Iterator[_Class]:
                 yield _Class(first, units, lanes, begin, count, bits, layout.parity_bits)
 
 
-def _sample_stream(coder: StreamCoder, p: float, key: np.uint64, result: Decoding) -> None:
+def _open_classes(coder: StreamCoder, open_bits: OpenBits) -> Iterator[_Open]:
+    for count in np.unique(open_bits.counts).tolist():
+        chosen = np.flatnonzero(open_bits.counts == count)
+        yield _Open(open_bits, chosen, coder.full.codewords, count, coder.full.parity_bits)
+
+
+def _sample_stream(
+    coder: StreamCoder, classes: Iterator[_Class | _Open], p: float, key: np.uint64, result: Decoding
+) -> None:
     failed: dict[int, list[tuple[int, I64]]] = {}
-    for number, one in enumerate(_classes(coder)):
+    for number, one in enumerate(classes):
         draws = _Numbers(key, number)
-        length, total = one.message_bits + one.parity_bits, one.units * one.count
+        length, total = one.message_bits + one.parity_bits, one.total
         beyond = binomial_tail(length, p, coder.code.t)
         count = draws.binomial(total, beyond)
         damaged = (binomial_tail(length, p, 0) - beyond) / (1.0 - beyond) if beyond < 1.0 else 0.0
@@ -124,9 +216,9 @@ def _sample_stream(coder: StreamCoder, p: float, key: np.uint64, result: Decodin
         result.uncorrectable += count
         sizes = draws.beyond(length, p, coder.code.t, count)
         for place, size in zip(draws.distinct(count, total).tolist(), sizes, strict=True):
-            unit, lane = one.first_unit + place // one.count, one.first_lane + place % one.count
+            index, lane = one.locate(place)
             bits = draws.distinct(size, length)
-            failed.setdefault(unit, []).append((lane, bits[bits < one.message_bits] * one.lanes + lane))
+            failed.setdefault(index, []).append((lane, one.flat(index, lane, bits[bits < one.message_bits])))
     for index in sorted(failed):
         unit = coder.unit(index)
         errors, lost = np.zeros(unit.words, np.uint64), np.zeros(coder.layout(index).codewords, np.bool_)
@@ -138,12 +230,18 @@ def _sample_stream(coder: StreamCoder, p: float, key: np.uint64, result: Decodin
 
 def _flip(coder: StreamCoder, words: U64, flat: I64) -> None:
     """Flip bits of a unit's words that are given by their place in the unit's flat order (see `codes.lanes`)."""
+    word, bit = _places(coder, words.size, flat)
+    np.bitwise_xor.at(words, word, np.uint64(1) << bit)
+
+
+def _places(coder: StreamCoder, words: int, flat: I64) -> tuple[I64, U64]:
+    """(word, bit of it) of bits that are given by their place in the flat order of a unit of so many words."""
     planes = coder.stream.planes
     positions = np.flatnonzero([coder.stream.mask >> bit & 1 for bit in range(64)])
     tile, rest = np.divmod(flat, TILE_WORDS * planes)
-    of_tile = np.minimum(TILE_WORDS, words.size - TILE_WORDS * tile)
+    of_tile = np.minimum(TILE_WORDS, words - TILE_WORDS * tile)
     place, word = np.divmod(rest, of_tile)
-    np.bitwise_xor.at(words, TILE_WORDS * tile + word, np.uint64(1) << positions[place].astype(np.uint64))
+    return TILE_WORDS * tile + word, positions[place].astype(np.uint64)
 
 
 class _Numbers:

@@ -165,6 +165,7 @@ def _refuse_damage(path: Path, reader: Reader) -> None:
 
 def _variant_of(shards: Sequence[Shard]) -> Variant:
     """What the plans of a container say, rule by tensor."""
+    from ckptguard.campaign.guarding import granularity_found
     from ckptguard.campaign.variants import Variant
 
     parts = [part for shard in shards for part in shard.plan.parts if part.kind == plan.TENSOR]
@@ -175,7 +176,14 @@ def _variant_of(shards: Sequence[Shard]) -> Variant:
     if len(specs) > 1:
         representation = tuple((_exactly(part.name), part.representation) for part in parts)
     masks = MaskSet(rules) if spoken else None
-    return Variant("container", representation, masks, min(spoken) if spoken else "none")
+    found = [
+        (shard.guards.get(index), part.shape)
+        for shard in shards
+        for index, part in enumerate(shard.plan.parts)
+        if part.kind == plan.TENSOR
+    ]
+    guard = granularity_found(found)
+    return Variant("container", representation, masks, min(spoken) if spoken else "none", guard=guard)
 
 
 def _exactly(name: str) -> str:

@@ -48,7 +48,7 @@ def sweep(
     code: str | None = None,
     representations: Sequence[str] = (),
     policies: Sequence[str] = (),
-    guard: bool = False,
+    guard: str | bool | None = None,
     controls: bool = False,
     judged: Sequence[str] = (),
     limit: str | None = None,
@@ -92,6 +92,7 @@ def sweep(
         per: `layer` or `tensor`: each by itself. per_bit: each position by itself.
         variants: what to compare, objects or texts; see `variant_text.parse_variant`. Without them one per
             representation and policy of `masks` and `code`; without those what the container is, or no protection.
+        guard: range guards of those, as `protect` takes them; True is `tensor`.
         controls: add no protection, full protection, and an ideal code.
         judged: names of the variants that the verdict is about; default: the first.
         limit: `accuracy=-0.5`, judged by `claim`; see `verdict.Limit`.
@@ -165,9 +166,9 @@ def _variants(
     code: str | None,
     representations: Sequence[str],
     policies: Sequence[str],
-    guard: bool,
+    guard: str | bool | None,
 ) -> list[Variant]:
-    shorthand = masks is not None or code is not None or bool(representations) or bool(policies) or guard
+    shorthand = masks is not None or code is not None or bool(representations) or bool(policies) or bool(guard)
     found = [variant_text.parse_variant(one) if isinstance(one, str) else one for one in given]
     if shorthand:
         found += variant_text.axes(masks, code, representations, policies, guard)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ckptguard.campaign.variants import Variant
 from ckptguard.errors import UsageError
+from ckptguard.guards import TENSOR
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline.protect import DEFAULT_CODE
 from ckptguard.spec import suggestion
@@ -15,11 +16,14 @@ from ckptguard.spec import suggestion
 KEYS = ("name", "masks", "code", "representation", "policy", "guard")
 UNPROTECTED, FULL, IDEAL = "unprotected", "full", "ideal"
 
+_SWITCH = {"yes": True, "no": False}
+
 
 def parse_variant(text: str) -> Variant:
-    """Read `name=...;masks=sp.json;code=bch:8191,6722;representation=fixed:8;policy=null;guard=yes`; all optional.
+    """Read `name=...;masks=sp.json;code=bch:8191,6722;representation=fixed:8;policy=null;guard=tensor`; all optional.
 
-    Masks alone take the code that `protect` takes by default; a code alone protects every bit.
+    `guard` is `yes` (`tensor`), `no` (`none`) or a granularity as `protect --guard` takes. Masks alone take the code
+    that `protect` takes by default; a code alone protects every bit.
     """
     found: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):
@@ -31,21 +35,23 @@ def parse_variant(text: str) -> Variant:
         if key in found:
             raise UsageError(f"--variant {text!r}: {key!r} is given twice")
         found[key] = value
-    guard = found.get("guard", "no")
-    if guard not in ("yes", "no"):
-        raise UsageError(f"--variant {text!r}: guard is {guard!r}, expected yes or no")
     made = make_variant(
         found.get("masks"),
         found.get("code"),
         found.get("representation", "native"),
         found.get("policy", "raw"),
-        guard == "yes",
+        _SWITCH.get(found.get("guard", "no"), found.get("guard")),
     )
     return replace(made, name=found.get("name") or describe(made))
 
 
 def make_variant(
-    masks: str | MaskSet | None, code: str | None, representation: str, policy: str, guard: bool, name: str = ""
+    masks: str | MaskSet | None,
+    code: str | None,
+    representation: str,
+    policy: str,
+    guard: str | bool | None,
+    name: str = "",
 ) -> Variant:
     """A variant; `masks` is a file, `top:N` or `all`."""
     chosen = read_masks(masks) if isinstance(masks, str) else masks
@@ -69,7 +75,9 @@ def describe(variant: Variant) -> str:
         parts.append(variant.representation)
     if variant.policy != "raw":
         parts.append(variant.policy)
-    return " ".join(parts + ["guard"] * variant.guard)
+    if variant.guard:
+        parts.append("guard" if variant.granularity == TENSOR else f"guard={variant.granularity}")
+    return " ".join(parts)
 
 
 def axes(
@@ -77,7 +85,7 @@ def axes(
     code: str | None,
     representations: Sequence[str],
     policies: Sequence[str],
-    guard: bool,
+    guard: str | bool | None,
 ) -> list[Variant]:
     """One variant per representation and policy."""
     return [

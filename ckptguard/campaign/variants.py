@@ -7,19 +7,20 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard import codes, masks
+from ckptguard import codes, guards, masks
 from ckptguard.campaign.coding import StreamCoder, coders_of
 from ckptguard.campaign.damage import Damage, Totals
 from ckptguard.campaign.decoding import Decoding, combined
 from ckptguard.campaign.drawing import Flips, ParityKey, ParityTarget, Target, draw_flips
-from ckptguard.campaign.encodings import Encoding, check_representation, encode_tensor
+from ckptguard.campaign.encodings import Encoding, check_representation, encode_tensor, not_finite
 from ckptguard.campaign.faults import Fault, Scope, assign
-from ckptguard.campaign.guard import TensorGuard, not_finite
+from ckptguard.campaign.guarding import GuardBits, Guards, granularity_of
 from ckptguard.campaign.shells import Drawn
 from ckptguard.campaign.subject import Subject
 from ckptguard.channels.noise import probability
@@ -27,6 +28,9 @@ from ckptguard.errors import SpecError, UsageError
 from ckptguard.evaluate.session import Patch
 from ckptguard.masks import MaskSet
 from ckptguard.spec import Spec, suggestion
+
+if TYPE_CHECKING:
+    from ckptguard.campaign.sampler import OpenBits
 
 Bytes = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
@@ -50,7 +54,8 @@ class Variant:
             none.
         policy: for elements with bits in codewords that were given up on and did not come out right: `raw` keeps what
             was read, `null` makes them zero, `raise` refuses the checkpoint.
-        guard: whether words are held against what the tensor's words have in common (see `TensorGuard`).
+        guard: range guards as `protect` records them: False or None, `none`; True, `tensor`; `channel`; `group:N`. What
+            was given is kept as False or the granularity.
     """
 
     name: str
@@ -58,19 +63,26 @@ class Variant:
     masks: MaskSet | None = None
     code: str = NONE
     policy: str = "raw"
-    guard: bool = False
+    guard: str | bool | None = False
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise UsageError(
                 f"unknown policy {self.policy!r}{suggestion(self.policy, POLICIES)}; known: {', '.join(POLICIES)}"
             )
+        granularity = granularity_of(self.guard)
+        object.__setattr__(self, "guard", False if granularity == guards.NONE else granularity)
         for _, spec in self._representations():
             check_representation(spec)
         if self.is_ideal:
             _ideal_rate(self.code)
         else:
             codes.make(self.code)
+
+    @property
+    def granularity(self) -> str:
+        """Of its range guards, as `protect` takes it."""
+        return granularity_of(self.guard)
 
     @property
     def is_ideal(self) -> bool:
@@ -127,9 +139,8 @@ class Prepared:
         self._protected = {name: np.uint64(int(mask or "0", 2)) for name, (mask, _) in self.masks.items()}
         self._parity: dict[ParityKey, Bytes] = {}
         self.base: dict[str, Bytes] = {name: _base(one) for name, one in self.encodings.items()}
-        self._guards = {}
-        if variant.guard:
-            self._guards = {name: TensorGuard.of(one.dtype, self.base[name]) for name, one in self.encodings.items()}
+        shapes = {name: tensor.shape for name, tensor in subject.tensors.items()}
+        self.guards = Guards(self.encodings, shapes, variant.granularity)
 
     def _resolve(self) -> dict[str, tuple[str, str]]:
         """Mask and code of every tensor; the mask is all zeros where nothing is protected."""
@@ -150,6 +161,18 @@ class Prepared:
     def redundancy(self) -> float:
         """Parity bits over stored bits of the weights, as papers count; NaN for `ideal` without a rate."""
         return self.redundancy_at(None)
+
+    @cached_property
+    def open_bits(self) -> dict[tuple[int, int], OpenBits]:
+        """By stream, the protected bits that range guards do not set back; for sampling failing codewords."""
+        from ckptguard.campaign.sampler import OpenBits
+
+        return {key: OpenBits(coder, self.guards) for key, coder in self.coders.items()}
+
+    @property
+    def guard_bits(self) -> GuardBits:
+        """What the range guards take, which `redundancy` leaves out."""
+        return self.guards.bits(self.subject.shards)
 
     def redundancy_at(self, bit_error_rate: float | None) -> float:
         """The same, an ideal code that names no rate priced for this one: H(p) / (1 - H(p)) of what it protects."""
@@ -203,11 +226,11 @@ class Prepared:
             return self.outcome(*sample(self, faults, seed, trial, scope or Scope()))
         if decoder != "exact":
             raise UsageError(f"unknown decoder {decoder!r}; known: exact, sampled")
-        flips = self.draw(faults, seed, trial, scope)
+        flips = self.guards.set_back(self.draw(faults, seed, trial, scope))
         return self.outcome(flips, self.decode(flips))
 
     def decode(self, flips: Flips) -> Decoding:
-        """What the code leaves of flips of protected bits."""
+        """What the code leaves of flips of protected bits, those that guards set back left out."""
         result = Decoding()
         none = np.zeros(0, np.int64)
         for key, coder in self.coders.items():
@@ -224,8 +247,7 @@ class Prepared:
             if drawn is None and residual is None:
                 continue
             left = self._left(name, drawn, residual)
-            lost = decoding.given_up(name) if self.variant.policy == "null" else None
-            patch = self._patch(name, left, lost, totals)
+            patch = self._patch(name, left, decoding, flips.set_back.get(name), totals)
             if patch.elements.size and not raised:
                 patches[name] = patch
         return Damage(
@@ -254,6 +276,7 @@ class Prepared:
     def _left(self, name: str, drawn: Drawn | None, residual: Drawn | None) -> Drawn:
         """Flips that decoding left: those of bits that are not protected, and the residual ones of those that are."""
         protected = self._protected[name]
+        residual = None if residual is None else self.guards.left_of(name, residual)
         if drawn is None:
             assert residual is not None
             return residual
@@ -263,8 +286,9 @@ class Prepared:
             drawn = Drawn(drawn.elements[open_ones], flips[open_ones], drawn.by_plane)
         return drawn if residual is None else combined(drawn, residual)
 
-    def _patch(self, name: str, left: Drawn, lost: I64 | None, totals: Totals) -> Patch:
+    def _patch(self, name: str, left: Drawn, decoding: Decoding, set_back: I64 | None, totals: Totals) -> Patch:
         encoding = self.encodings[name]
+        lost = decoding.given_up(name) if self.variant.policy == "null" else None
         kind = encoding.words.dtype.type
         elements, flips = left.elements, left.flips
         if lost is not None:
@@ -273,15 +297,15 @@ class Prepared:
             totals.nulled += lost.size
         totals.count(name, flips, encoding.bits)
         words = encoding.words[elements] ^ flips.astype(kind)
+        protected = int(self._protected[name])
+        words, guarded = self.guards.apply(name, words, elements, protected, decoding.unproven(name))
+        totals.guarded += guarded.size if set_back is None else np.union1d(guarded, set_back).size
         if lost is not None:
-            elements, words = np.concatenate([elements, lost]), np.concatenate([words, np.zeros(lost.size, kind)])
+            nothing = self.guards.nothing(name, lost, kind)
+            elements, words = np.concatenate([elements, lost]), np.concatenate([words, nothing])
             order = np.argsort(elements, kind="stable")
             elements, words = elements[order], words[order]
         restored = encoding.restore(words)
-        if name in self._guards:
-            guarded, _ = self._guards[name].apply(restored)
-            totals.guarded += int(np.count_nonzero(guarded != restored))
-            restored = guarded
         differs = restored != self._base_words(name)[elements]
         patch = Patch(elements[differs], restored[differs])
         totals.non_finite += not_finite(encoding.dtype, patch.words)

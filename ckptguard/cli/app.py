@@ -26,6 +26,8 @@ COMMANDS = {
     "verify": "ckptguard.cli.verify:verify",
     "sweep": "ckptguard.cli.sweep:sweep",
     "merge": "ckptguard.cli.sweep:merge",
+    "search": "ckptguard.cli.search:search",
+    "sensitivity": "ckptguard.cli.search:sensitivity",
     "devices": "ckptguard.cli.devices:devices",
     "codes": "ckptguard.cli.codes:codes",
     "demo": "ckptguard.cli.demo:demo",

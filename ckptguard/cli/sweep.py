@@ -27,7 +27,9 @@ def _faults(function: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option("--ber", metavar="RATES", help="Bit error rates: LO:HI, LO:HI:N or a,b,c."),
             click.option("--fault", "faults", metavar="SPEC", multiple=True, help="A fault; see below. Repeatable."),
-            click.option("--device", metavar="NAME", help="A device profile; see `ckptguard devices list`."),
+            click.option(
+                "--device", metavar="NAME", help="A profile, also an analog one; see `ckptguard devices list`."
+            ),
             click.option(
                 "--operating-point",
                 "operating_points",
@@ -62,7 +64,7 @@ def _variants(function: Callable[..., Any]) -> Callable[..., Any]:
                 "variants",
                 metavar="KEY=VALUE;...",
                 multiple=True,
-                help="name=...;masks=...;code=...;representation=...;policy=...;guard=yes. Repeatable.",
+                help="name=...;masks=...;code=...;representation=...;policy=...;guard=tensor. Repeatable.",
             ),
             click.option("--masks", metavar="FILE", help="Protected bits: a mask file, top:N or all."),
             click.option("--code", metavar="SPEC", help="The code of protected bits; see `ckptguard codes`, or ideal."),
@@ -80,7 +82,11 @@ def _variants(function: Callable[..., Any]) -> Callable[..., Any]:
                 multiple=True,
                 help="For what cannot be corrected. Repeatable: they are compared.",
             ),
-            click.option("--guard", is_flag=True, help="Range guards on."),
+            click.option(
+                "--guard",
+                metavar="GRANULARITY",
+                help="Range guards as of `protect`: one per tensor, channel or group:N, or none. Default: none.",
+            ),
             click.option(
                 "--decoder",
                 type=click.Choice(["exact", "sampled"]),
@@ -192,8 +198,8 @@ def sweep(
 
     All variants meet the same flips, and the results do not depend on the number of workers. A killed run goes on with
     --resume. Faults: every channel (bsc:1e-3, asymmetric:p01,p10, burst:..., ...), flips:K, single, stuck0:P,
-    stuck1:P, zero:P, gaussian:SIGMA. Evaluators: weights, logits:..., classification:..., perplexity:...,
-    file.py:function.
+    stuck1:P, zero:P, gaussian:SIGMA, analog:NAME,.... Evaluators: weights, logits:..., classification:...,
+    perplexity:..., file.py:function.
 
     Exit status: 0 done, 14 if --limit is not kept (FAIL).
     """
@@ -281,12 +287,18 @@ def _footer(found: Run, files: list[str]) -> str:
 
 def _devices(name: str | None, points: tuple[str, ...]) -> list[tuple[str, Device]]:
     """One device per operating point; without any the profile's default."""
+    from ckptguard.campaign import analog
+    from ckptguard.devices import analog_profiles
+
     if name is None:
         if points:
             raise UsageError("--operating-point belongs to --device")
         return []
     texts = [point if not point.startswith("@") else f"preset={point[1:]}" for point in points] or [""]
     labels = list(points) or [name]
+    if name in analog_profiles():
+        parsed = [options.operating_point((text,) if text else ()) for text in texts]
+        return [(label, analog.device(name, *point)) for label, point in zip(labels, parsed, strict=True)]
     return [
         (label, options.device_at(name, (text,) if text else ())) for label, text in zip(labels, texts, strict=True)
     ]

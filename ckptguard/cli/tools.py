@@ -66,9 +66,41 @@ def warmup(output: Output) -> int:
         start = time.perf_counter()
         channels.make(spec).corrupt(np.zeros(1 << 16, np.uint8), 0, NoiseKey(0))
         rows.append((spec, time.perf_counter() - start))
+    start = time.perf_counter()
+    _exercise_campaign()
+    rows.append(("campaigns and range guards", time.perf_counter() - start))
     record = {"command": "warmup", "exit_status": 0, "seconds": dict(rows)}
     output.result(record, lambda: table(("kernels of", "seconds"), [(spec, f"{took:.2f}") for spec, took in rows]))
     return 0
+
+
+def _exercise_campaign() -> None:
+    """Guard, store, damage and decode a small tensor of every width of word."""
+    import numpy as np
+
+    from ckptguard.campaign import faults
+    from ckptguard.campaign.subject import Subject, SubjectTensor
+    from ckptguard.campaign.variants import Prepared, Variant
+    from ckptguard.dtypes import DTYPES
+    from ckptguard.guards import TensorGuard
+
+    generator = np.random.default_rng(0)
+    tensors = {}
+    for name in ("U8", "F16", "F32", "F64"):
+        dtype = DTYPES[name]
+        data = generator.integers(1, 0x3C, _WORDS * dtype.word_bits // 8, dtype=np.uint8)
+        tensors[name] = SubjectTensor(dtype, (_WORDS,), data)
+        guard = TensorGuard.of(dtype, data)
+        words = data.view(guard.form.type).copy()
+        guard.apply_in_place(words)
+        guard.force_in_place(words)
+        data.setflags(write=False)
+        TensorGuard.of(dtype, data)
+    subject = Subject.of("warmup", tensors)
+    for representation, code in (("native", "bch:255,131"), ("fixed:8", "secded:72,64"), ("native", "crc")):
+        prepared = Prepared(subject, Variant("warmup", representation, None, code, "null", "tensor"))
+        for spec in ("bsc:0.01", "asymmetric:0.01,0.02", "gaussian:0.01", "stuck1:0.01", "flips:100"):
+            prepared.trial(faults.make(spec), 0, 0)
 
 
 def _bch_of_length(n: int) -> str:

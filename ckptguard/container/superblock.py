@@ -11,9 +11,14 @@ from ckptguard.container.armour import CODEWORD_BYTES, MESSAGE_BYTES, armoured_b
 from ckptguard.errors import ContainerError
 
 MAGIC = b"\x93CKPTGRD"
-VERSION = 0
+VERSION = 1
 BESIDE = 1
 """Flag: the payload is a file of its own beside this one."""
+
+_NEVER_RELEASED = (
+    "version 0 was a draft that was never released: restore the checkpoint with the ckptguard that wrote the file, "
+    "or protect the original again"
+)
 
 _FIELDS = struct.Struct("<8sHHHHQQQQQQ")
 _PAYLOAD_ALIGNMENT = 4096
@@ -81,7 +86,7 @@ class Superblock:
         if version != VERSION:
             raise ContainerError(
                 f"the container is of format version {version}, this ckptguard reads version {VERSION}; "
-                "use the ckptguard that wrote it, or a newer one"
+                + ("use the ckptguard that wrote it, or a newer one" if version else _NEVER_RELEASED)
             )
         if flags & ~BESIDE:
             raise ContainerError(

@@ -83,6 +83,16 @@ class Classification(ModelSession):
         if reference:
             self._clean = _predictions(self._logits())
 
+    def calibration(self, count: int) -> tuple[dict[str, Any], list[Any], Callable[[Any], Any]]:
+        """What gradients are taken of.
+
+        Returns:
+            The model's own tensors by name of the checkpoint, the first `count` inputs, each a batch of one, and the
+            function from such an input to logits.
+        """
+        inputs = [part[row : row + 1] for part in self._batches for row in range(len(part))][:count]
+        return dict(self.bound), inputs, lambda sample: first_tensor(self.module(sample))
+
     def metrics(self) -> dict[str, float]:
         """See the class."""
         import torch

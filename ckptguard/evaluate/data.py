@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 
 DATA_KEYS = {
     "data": "FILE.npz, FILE.csv, a folder with one folder of images per class, or FILE.py:function",
+    "part": "I/N: the I-th of N parts that a fixed shuffle cuts the data into, so that parts share no input",
     "limit": "use the first so many inputs",
     "inputs": "name of the array of inputs in an .npz (default: inputs or x)",
     "labels": "name of the array (default: labels or y) or of the CSV column (default: label, or the last) of labels",
@@ -28,6 +29,7 @@ DATA_KEYS = {
     "mean": "to subtract from images in [0, 1], per channel: 0.49/0.48/0.45",
     "std": "to divide images by, per channel",
 }
+_SHUFFLE = 0x70617274  # the same for everyone, so that parts of several commands fit together
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".webp"}
 
 
@@ -48,7 +50,7 @@ def load_data(settings: Settings, key: str = "data", labelled: bool = True) -> D
     inputs: Any
     labels: Any
     if path.is_dir():
-        inputs, labels, names = _image_folder(path, settings, limit)
+        inputs, labels, names = _image_folder(path, settings, None if "part" in settings else limit)
     elif path.suffix == ".npz":
         inputs, labels = _npz(path, settings, labelled)
     elif path.suffix == ".csv":
@@ -59,7 +61,21 @@ def load_data(settings: Settings, key: str = "data", labelled: bool = True) -> D
         raise UsageError(f"{key}={text} is no .npz, .csv, folder or FILE.py:function; {settings.keys[key]}")
     if "names" in settings:
         names = tuple(Path(settings.text("names")).read_text(encoding="utf-8").split("\n"))
-    return _as_tensors(text, inputs, labels, names, limit)
+    if "part" not in settings:
+        return _as_tensors(text, inputs, labels, names, limit)
+    whole = _as_tensors(text, inputs, labels, names, None)
+    chosen = _part(settings.text("part"), len(whole.labels))[:limit]
+    return Data(whole.inputs[chosen], whole.labels[chosen], whole.names)
+
+
+def _part(text: str, count: int) -> Array:
+    """Indices of a part, shuffled: data that is sorted by class has balanced parts all the same."""
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second) <= count):
+        raise UsageError(f"part={text}: expected I/N with 1 <= I <= N <= {count} inputs, such as 1/2")
+    index, parts = int(first), int(second)
+    order = np.random.Generator(np.random.Philox(_SHUFFLE)).permutation(count)
+    return order[count * (index - 1) // parts : count * index // parts]
 
 
 def _as_tensors(where: str, inputs: Any, labels: Any, names: tuple[str, ...], limit: int | None) -> Data:

@@ -107,6 +107,11 @@ class ModelSession(LiveSession):
         return {name: kinds[id(tensor)] for name, tensor in self._bound.items() if id(tensor) in kinds}
 
     @property
+    def bound(self) -> Mapping[str, Any]:
+        """The module's tensors by the names of the checkpoint."""
+        return self._bound
+
+    @property
     def float_type(self) -> Any:
         """The floating type that the module computes in: that of its first floating parameter; None without one."""
         return next((p.dtype for p in self.module.parameters() if p.dtype.is_floating_point), None)

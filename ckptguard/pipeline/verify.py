@@ -20,6 +20,7 @@ from ckptguard.evaluate.user import Evaluator
 from ckptguard.evaluate.weights import WeightDifference
 from ckptguard.files import read_exactly
 from ckptguard.pipeline import work
+from ckptguard.pipeline.certificate import Certificate, certificate_of
 from ckptguard.pipeline.inputs import open_checkpoint
 from ckptguard.pipeline.reader import Reader
 from ckptguard.pipeline.reports import Report
@@ -43,11 +44,13 @@ class Verification:
         weights: tensor -> variant (`unprotected`, `decoded`, and `guarded` where guards are used) -> differences from
             the original.
         metrics: variant (`clean` and these) -> metrics of the evaluator; empty without one.
+        certificate: what the container says was shown for its masks; None where it says nothing.
     """
 
     report: Report
     weights: dict[str, dict[str, WeightDifference]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    certificate: Certificate | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A record for machines; non-finite metrics are given as text."""
@@ -59,7 +62,8 @@ class Verification:
             kind: {name: value if np.isfinite(value) else str(value) for name, value in values.items()}
             for kind, values in self.metrics.items()
         }
-        return {"report": self.report.to_json(), "weights": weights, "metrics": metrics}
+        certificate = None if self.certificate is None else self.certificate.to_json()
+        return {"report": self.report.to_json(), "weights": weights, "metrics": metrics, "certificate": certificate}
 
 
 def verify(
@@ -100,7 +104,7 @@ def verify(
         original.refuse_other_tensors(tensors)
         specs = {name: TensorSpec(part.dtype, part.shape) for name, part in tensors.items()}
         session = None if evaluator is None else open_session(evaluator, specs, framework=framework, threads=jobs)
-        result = Verification(list(readers.values())[-1].report)
+        result = Verification(list(readers.values())[-1].report, certificate=certificate_of(shards[0].info))
         for done, name in enumerate(tensors):
             result.weights[name] = _compare(name, shards, readers, original, policy)
             progress("compare", done + 1, len(tensors))

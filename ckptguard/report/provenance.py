@@ -107,7 +107,7 @@ def variants(run: Run) -> Markup | None:
                 _masks(variant.get("masks")),
                 str(variant.get("code", "")),
                 str(variant.get("policy", "")),
-                "yes" if variant.get("guard") else "no",
+                str(variant.get("guard") or "none"),
                 " – ".join(ends),
             ]
         )

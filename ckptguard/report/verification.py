@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ckptguard.evaluate.weights import WeightDifference
+from ckptguard.pipeline.certificate import Certificate
 from ckptguard.pipeline.reports import UNCORRECTABLE
 from ckptguard.pipeline.verify import VARIANTS, Verification
 from ckptguard.report import numbers
@@ -57,11 +58,19 @@ def text(container: Path, against: Path, result: Verification) -> str:
         EXACT: "every element is exact",
     }[found]
     blocks = [f"{container} against {against}: {head}"]
+    if result.certificate is not None:
+        blocks.append(certificate(result.certificate))
     if result.metrics:
         blocks.append(metrics_table(result.metrics))
     if found != EXACT or result.report.damaged:
         blocks += [pairs(facts(result.report)), weights_table(result.weights)]
     return "\n\n".join(blocks)
+
+
+def certificate(found: Certificate) -> str:
+    """What was shown for the masks when they were searched, and where the container departs from that."""
+    lines = [f"certificate of the masks, not tested again here: {found.statement}"]
+    return "\n".join(lines + [f"  not as certified: {one}" for one in found.departs])
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:

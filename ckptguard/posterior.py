@@ -1,0 +1,232 @@
+"""Posterior restorers: what a damaged floating-point word most likely was, from how the tensor's magnitudes are spread.
+
+A range guard only knows what is impossible. Trained weights tell more: nearly all of a tensor's words lie in a few
+binades (exponents), so an exponent that hardly any word has is far more often a damaged common one. From the counts of
+words per binade, to a factor of two, and the error rate follows what a word of any exponent was in the mean: the
+estimate of least squared error. Two corrections keep the errors that remain from adding up in one direction: a gain
+that undoes the common pull towards zero, and sums of rows.
+
+Nothing here is exact: it is for words that a code left damaged or did not protect.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptguard.dtypes import DType
+from ckptguard.errors import ContainerError, UsageError
+
+Words = npt.NDArray[np.unsignedinteger[Any]]
+Floats = npt.NDArray[np.float64]
+
+FIELDS = {"F32": (8, 23), "BF16": (8, 7), "F16": (5, 10)}
+"""Bits of the exponent and of the fraction, by dtype that has restorers."""
+NEVER = 15
+"""The level of binades without words."""
+POSITIVE, NEGATIVE, MIXED = 0, 1, 2
+_CHUNK = 1 << 18
+_HEADER = struct.Struct("<BBB")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How many words of a tensor lie in which binade, to a factor of two.
+
+    Attributes:
+        dtype: of the tensor; one of `FIELDS`.
+        first: the smallest exponent field, above 0, that is listed.
+        levels: from `first` on, -log2 of the count over the largest count, rounded; NEVER = no words, or fewer than
+            2^-14.5 of the largest.
+        zeros: the same for words of the exponent field 0, all of which count as zero.
+        sign: of the words: POSITIVE, NEGATIVE or MIXED.
+    """
+
+    dtype: DType
+    first: int
+    levels: tuple[int, ...]
+    zeros: int
+    sign: int
+
+    @classmethod
+    def of(cls, dtype: DType, words: Words) -> Spread:
+        """Of a tensor's words; infinities and NaN are not counted. Raises UsageError for other dtypes."""
+        if dtype.name not in FIELDS:
+            raise UsageError(f"posterior restorers are for {', '.join(FIELDS)}, not for {dtype.name}")
+        exponent_bits, fraction_bits = FIELDS[dtype.name]
+        top = (1 << exponent_bits) - 1
+        counts = np.bincount((words >> fraction_bits & top).astype(np.int64), minlength=top + 1)[:top]
+        signs = words >> (exponent_bits + fraction_bits)
+        sign = MIXED if signs.size and signs.min() != signs.max() else int(signs[0]) if signs.size else POSITIVE
+        levels = _levels(counts)
+        listed = np.flatnonzero(levels[1:] < NEVER) + 1
+        if not listed.size:
+            return cls(dtype, 1, (), int(levels[0]), sign)
+        first, last = int(listed[0]), int(listed[-1])
+        return cls(dtype, first, tuple(levels[first : last + 1].tolist()), int(levels[0]), sign)
+
+    def pack(self) -> bytes:
+        """As metadata: 3 bytes and half a byte per binade."""
+        nibbles = [*self.levels, NEVER] if len(self.levels) % 2 else list(self.levels)
+        pairs = bytes(a | b << 4 for a, b in zip(nibbles[::2], nibbles[1::2], strict=True))
+        return _HEADER.pack(self.first, len(self.levels), self.zeros | self.sign << 4) + pairs
+
+    @classmethod
+    def unpack(cls, dtype: DType, data: bytes) -> tuple[Spread, int]:
+        """Inverse of `pack`: the spread, and the bytes it took. Raises ContainerError where it makes no sense."""
+        if len(data) < _HEADER.size:
+            raise ContainerError(f"a spread has at least {_HEADER.size} bytes, found {len(data)}")
+        first, count, last = _HEADER.unpack_from(data)
+        size = _HEADER.size + -(-count // 2)
+        sign, zeros = last >> 4, last & 15
+        if dtype.name not in FIELDS or len(data) < size or sign > MIXED or first + count >= 1 << FIELDS[dtype.name][0]:
+            raise ContainerError(f"a spread of {count} binades from {first} does not fit {dtype.name} words")
+        nibbles = [part for byte in data[_HEADER.size : size] for part in (byte & 15, byte >> 4)]
+        return cls(dtype, first, tuple(nibbles[:count]), zeros, sign), size
+
+    @cached_property
+    def weights(self) -> Floats:
+        """(exponents,) relative number of words by exponent field; field 0 is that of zeros."""
+        result = np.zeros(1 << FIELDS[self.dtype.name][0])
+        for exponent, level in enumerate(self.levels, self.first):
+            result[exponent] = 2.0**-level if level < NEVER else 0.0
+        result[0] = 2.0**-self.zeros if self.zeros < NEVER else 0.0
+        return result
+
+
+def _levels(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    most = counts.max(initial=0)
+    levels = np.full(counts.size, NEVER)
+    some = counts > 0
+    levels[some] = np.minimum(np.rint(-np.log2(counts[some] / most)), NEVER).astype(np.int64)
+    return levels
+
+
+@dataclass(frozen=True, eq=False)
+class Restorer:
+    """What words of every exponent field become.
+
+    Attributes:
+        scale: (exponents,) magnitude of a word with fraction zero; the fraction stays as read.
+        gain: that is part of `scale`.
+        sign: as of the spread; words of one sign get it back.
+    """
+
+    dtype: DType
+    scale: Floats
+    gain: float
+    sign: int
+
+    @classmethod
+    def of(cls, spread: Spread, mask: str, of_0: float, of_1: float, gain: bool = True) -> Restorer:
+        """The estimate of least squared error.
+
+        Args:
+            mask: protected bits, which are taken to be right, most significant first.
+            of_0, of_1: probabilities that a stored 0, a stored 1 is read wrong.
+            gain: undo the mean pull towards zero, in the direction of the weights themselves.
+        """
+        chances = transitions(spread.dtype, mask, of_0, of_1)
+        sign_flips = 0.0 if mask[0] == "1" or spread.sign != MIXED else (of_0 + of_1) / 2
+        magnitudes = _magnitudes(spread.dtype)
+        joint = spread.weights[:, None] * chances  # (was, read)
+        total = joint.sum(0)
+        mean = (magnitudes[:, None] * joint).sum(0) * (1 - 2 * sign_flips)
+        scale = np.divide(mean, total, out=np.zeros_like(mean), where=total > 0)
+        factor = 1.0
+        if gain:
+            kept = (magnitudes * (joint * scale).sum(1)).sum() * (1 - 2 * sign_flips)
+            whole = (spread.weights * magnitudes**2).sum()
+            factor = float(whole / kept) if kept > 0 else 1.0
+        return cls(spread.dtype, scale * factor, factor, spread.sign)
+
+    def apply(self, words: Words) -> Words:
+        """What words that may be damaged are read as; a new array."""
+        result = np.empty_like(words)
+        for start in range(0, words.size, _CHUNK):
+            result[start : start + _CHUNK] = self._apply(words[start : start + _CHUNK])
+        return result
+
+    def _apply(self, words: Words) -> Words:
+        exponent_bits, fraction_bits = FIELDS[self.dtype.name]
+        kind = words.dtype.type
+        exponent = (words >> kind(fraction_bits) & kind((1 << exponent_bits) - 1)).astype(np.int64)
+        fraction = (words & kind((1 << fraction_bits) - 1)).astype(np.float64)
+        values = (1.0 + fraction / (1 << fraction_bits)) * self.scale[exponent]
+        signs = words >> kind(exponent_bits + fraction_bits)
+        if self.sign != MIXED:
+            signs = np.full_like(signs, self.sign)
+        return _encode(self.dtype, values) | signs << kind(exponent_bits + fraction_bits)
+
+
+def transitions(dtype: DType, mask: str, of_0: float, of_1: float) -> Floats:
+    """(exponents, exponents) probability that a first exponent field is read as a second one."""
+    exponent_bits = FIELDS[dtype.name][0]
+    result = np.ones((1, 1))
+    for place in range(1, 1 + exponent_bits):
+        wrong = (0.0, 0.0) if mask[place] == "1" else (of_0, of_1)
+        result = np.kron(result, np.array([[1 - wrong[0], wrong[0]], [wrong[1], 1 - wrong[1]]]))
+    return result
+
+
+def _magnitudes(dtype: DType) -> Floats:
+    """(exponents,) of words with fraction zero; subnormal ones count as zero, infinity as nothing."""
+    exponent_bits = FIELDS[dtype.name][0]
+    bias = (1 << (exponent_bits - 1)) - 1
+    result = np.exp2(np.arange(1 << exponent_bits, dtype=np.float64) - bias)
+    result[[0, -1]] = 0.0
+    return result
+
+
+def _encode(dtype: DType, values: Floats) -> Words:
+    """Words of numbers that are not negative, each rounded once, half to even."""
+    largest = {"F32": 3.4028234663852886e38, "BF16": 3.3895313892515355e38, "F16": 65504.0}[dtype.name]
+    values = np.minimum(values, largest)
+    if dtype.name != "BF16":
+        return values.astype("<f4" if dtype.name == "F32" else "<f2").view("<u4" if dtype.name == "F32" else "<u2")
+    wide = values.astype("<f4").view("<u4")
+    rounded: Words = ((wide + np.uint32(0x7FFF) + (wide >> 16 & 1)) >> 16).astype("<u2")
+    return rounded
+
+
+@dataclass(frozen=True, eq=False)
+class RowSums:
+    """Sums of the rows of a tensor, 8 bits each.
+
+    Activations after a rectifier have a large common part, so that of all errors in a row their sum does by far the
+    most harm; spread evenly over the row the difference to the stored sum takes it away.
+
+    Attributes:
+        low, step: of the levels, float32.
+        levels: (rows,) uint8.
+    """
+
+    low: float
+    step: float
+    levels: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any], rows: int) -> RowSums:
+        """Of a tensor's values; rows are the indices of its first axis."""
+        sums = values.astype(np.float64).reshape(rows, -1).sum(1)
+        low = float(np.float32(sums.min()))
+        step = float(np.float32((sums.max() - low) / 255))
+        levels = np.clip(np.rint((sums - low) / step), 0, 255) if step > 0 else np.zeros(rows)
+        return cls(low, step, levels.astype(np.uint8))
+
+    @property
+    def sums(self) -> Floats:
+        """(rows,) as they were, to half a step."""
+        result: Floats = self.low + self.step * self.levels.astype(np.float64)
+        return result
+
+    def correct(self, values: npt.NDArray[Any]) -> Floats:
+        """(rows, columns) values whose rows have these sums: every value of a row moves by the same."""
+        table = values.astype(np.float64).reshape(self.levels.size, -1)
+        result: Floats = table + ((self.sums - table.sum(1)) / table.shape[1])[:, None]
+        return result

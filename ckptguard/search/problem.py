@@ -1,0 +1,146 @@
+"""What a search is given: a model, its devices, how it is stored, and what the flips of its bits do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ckptguard import codes
+from ckptguard.campaign import design
+from ckptguard.campaign.encodings import Encoding
+from ckptguard.campaign.faults import Fault, Scope, assign, make
+from ckptguard.campaign.subject import Subject
+from ckptguard.campaign.variants import capacity_redundancy
+from ckptguard.container.armour import CODEWORD_BYTES, MESSAGE_BYTES
+from ckptguard.devices import Device, DeviceMap
+from ckptguard.errors import UsageError
+from ckptguard.posterior import Spread
+from ckptguard.search.curvature import Curvature
+from ckptguard.search.damage import Rates, damage_table
+from ckptguard.search.frontier import Strength, TensorDamage
+from ckptguard.search.restoring import applies, joint_damage, sum_bits
+from ckptguard.search.trials import NONE, POSTERIOR, RANGE, Stored
+from ckptguard.spec import Spec
+
+METADATA_COPIES = 2
+_BITS_PER_METADATA_BYTE = 8 * METADATA_COPIES * CODEWORD_BYTES // MESSAGE_BYTES
+"""Metadata lies armoured at both ends of a container."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that methods choose masks from.
+
+    Attributes:
+        encodings: stored words by tensor.
+        faults: by tensor.
+        codes: specs to choose from; the first is the default of the mask set.
+    """
+
+    encodings: Mapping[str, Encoding]
+    faults: Mapping[str, Fault]
+    stored: Stored
+    codes: tuple[str, ...]
+    curvature: Curvature
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def rates(self) -> dict[str, Rates]:
+        """By tensor."""
+        return {name: Rates.of(self.faults[name]) for name in self.encodings}
+
+    @cached_property
+    def table(self) -> dict[str, tuple[float, ...]]:
+        """Damage by tensor and bit position."""
+        return damage_table(self.encodings, self.rates, self.curvature, self.stored.guard == RANGE)
+
+    @cached_property
+    def tensors(self) -> tuple[TensorDamage, ...]:
+        """The same with what protection costs, in the order of the checkpoint."""
+        return tuple(self._tensor(name, encoding) for name, encoding in self.encodings.items() if encoding.elements)
+
+    def _tensor(self, name: str, encoding: Encoding) -> TensorDamage:
+        bare = TensorDamage(name, encoding.elements, self.table[name], self.strengths(self.rates[name].worst))
+        weights = self.curvature.of(name, encoding.elements)
+        if self.stored.guard != POSTERIOR or weights is None or not applies(encoding):
+            return bare
+        joint = joint_damage(
+            encoding, Spread.of(encoding.dtype, encoding.words), self.rates[name], weights, self.table[name]
+        )
+        common = min(self.curvature.common.get(name, 0.0), 1.0)
+        return replace(bare, joint=joint, sum_bits=sum_bits(encoding, self.shapes[name]), common=common)
+
+    @property
+    def metadata_bits(self) -> int:
+        """Stored bits of masks and guards: a mask per tensor; a range guard of four words and their count, or how the
+        magnitudes are spread. Row sums are no metadata, but coded as the weights are."""
+        total = 0
+        for encoding in self.encodings.values():
+            guard = 4 + 4 * encoding.words.dtype.itemsize if self.stored.guard != NONE else 0
+            if self.stored.guard == POSTERIOR and applies(encoding):
+                guard = len(Spread.of(encoding.dtype, encoding.words).pack())
+            total += (guard + -(-encoding.bits // 8)) * _BITS_PER_METADATA_BYTE
+        return total
+
+    def strengths(self, rate: float) -> tuple[Strength, ...]:
+        """What the codes cost, and leave, at a bit error rate."""
+        found = []
+        for number, spec in enumerate(self.codes):
+            named = None if number == 0 else spec
+            parsed = Spec.parse(spec)
+            if parsed.name == "ideal":
+                priced = float(parsed.settings[0]) if parsed.settings else rate
+                found.append(Strength(named, capacity_redundancy(priced)))
+                continue
+            code = codes.make(spec)
+            if not code.redundancy:
+                raise UsageError(f"code {spec!r} has no parity that corrects; a search needs one such as bch:8191,6722")
+            found.append(Strength(named, code.redundancy, left_by(code, rate)))
+        return tuple(found)
+
+
+def left_by(code: codes.Code, rate: float) -> float:
+    """Share of the flips of protected bits that a code leaves: those in codewords with more than t."""
+    if rate <= 0:
+        return 0.0
+    failing = code.failure_probability(rate, code.n)
+    flips = max(code.t + 1, code.n * rate)  # of a word that failed, about
+    return min(1.0, failing * flips / (code.n * rate))
+
+
+def faults_of(
+    subject: Subject,
+    ber: float | None = None,
+    faults: str | None = None,
+    device: Device | None = None,
+    devices: DeviceMap | None = None,
+) -> tuple[dict[str, Fault], str]:
+    """The fault of every tensor, and in words; exactly one source, or the devices of a container itself."""
+    names = list(subject.tensors)
+    sources: list[design.Source] = []
+    if ber is not None:
+        sources += design.rate_sources([ber])
+    if faults is not None:
+        sources += design.fault_sources([faults])
+    if device is not None:
+        sources.append(design.device_source(device, device.name))
+    if devices is not None:
+        sources.append(design.map_source(devices.assign, subject.tensors, "devices"))
+    if not sources and subject.devices and set(subject.devices) == set(names):
+        sources.append(design.map_source(subject.devices.__getitem__, subject.tensors, "own devices"))
+    if len(sources) != 1:
+        raise UsageError("a search is for one storage: give a bit error rate, a device, or a device map")
+    made = {glob: make(spec) for glob, spec in sources[0].faults.items()}
+    found = assign(made, names, Scope())
+    silent = [name for name in names if name not in found]
+    if silent:
+        raise UsageError(f"no fault is given for {silent[0]!r} and {len(silent) - 1} more tensors")
+    specs = sorted({fault.spec for fault in found.values()})
+    return found, ", ".join(specs[:3]) + (f" and {len(specs) - 3} more" if len(specs) > 3 else "")
+
+
+def finite_total(damages: Sequence[float]) -> float:
+    """Their sum, without those that are not known."""
+    return math.fsum(damage for damage in damages if math.isfinite(damage))
