@@ -74,6 +74,8 @@ class Runs:
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if any((folder / name).exists() for name in FILES):
+            raise RuntimeError(f"{folder}: the run was finished before it could be killed")
         return journal.read_bytes().count(b"\n")
 
     def record(self, how: str, folder: Path, seconds: float) -> None:
