@@ -113,7 +113,9 @@ class Bench:
             tune = Trials(self.subject, self.net.calibrate(), self.faults, stored)
             curvature = find_curvature(METHODS[method].curvature, tune, None, SAMPLES, 0, silent)
             shapes = {name: tensor.shape for name, tensor in self.subject.tensors.items()}
-            problem = Problem(tune.bare.encodings, self.faults, stored, (self.code,), curvature, shapes)
+            problem = Problem(
+                tune.bare.encodings, self.faults, stored, (self.code,), curvature, shapes, self.subject.shards
+            )
             make = METHODS[method].path
             assert make is not None
             self._paths[method, guard] = make(problem, tune, 0), time.perf_counter() - start

@@ -171,7 +171,7 @@ def search(
     found = find_curvature(chosen_method.curvature, tune, gradients, samples, seed, progress)
     clock.phase("curvature")
     shapes = {name: tensor.shape for name, tensor in subject.tensors.items()}
-    problem = Problem(tune.bare.encodings, by_tensor, stored, listed, found, shapes)
+    problem = Problem(tune.bare.encodings, by_tensor, stored, listed, found, shapes, subject.shards)
     more: dict[str, object] = {}
     path: MaskPath
     if chosen_method.path is None:
@@ -298,7 +298,7 @@ def sensitivity(
     )
     found = find_curvature(source, trials, gradients, samples, seed, progress)
     shapes = {name: tensor.shape for name, tensor in subject.tensors.items()}
-    problem = Problem(trials.bare.encodings, by_tensor, stored, (DEFAULT_CODE,), found, shapes)
+    problem = Problem(trials.bare.encodings, by_tensor, stored, (DEFAULT_CODE,), found, shapes, subject.shards)
     words = {name: encoding.elements for name, encoding in trials.bare.encodings.items()}
     return Sensitivity(problem.table, words, fault_text, found.source, problem.metadata_bits, found.unknown)
 
