@@ -207,6 +207,11 @@ def test_bits_of_unknown_damage_are_protected_before_all_others():
     assert frontier.damage[2] == pytest.approx(7.0)
 
 
+def test_small_damages_are_told_beside_enormous_ones():
+    frontier = Frontier([TensorDamage(f"t{i}", 1, (1e60, 3.0, 1e-9), (Strength(None, 0.1),)) for i in range(3)])
+    assert frontier.damage[3:] == pytest.approx((9 + 3e-9, 6 + 3e-9, 3 + 3e-9, 3e-9, 2e-9, 1e-9, 0.0), rel=1e-12)
+
+
 def test_the_masks_of_a_vertex_resolve_to_its_choices_and_cost_its_redundancy():
     from ckptguard.masks import redundancy
 
