@@ -20,6 +20,7 @@ from ckptguard.search.curvature import Curvature
 from ckptguard.search.damage import Rates, damage_table, tensor_damage
 from ckptguard.search.frontier import BITS, TOP, Frontier, Strength, TensorDamage
 from ckptguard.search.paths import at_random, uniform
+from ckptguard.search.polish import polish
 
 GENERATOR = np.random.default_rng(5)
 
@@ -330,3 +331,48 @@ def test_joint_damage_is_that_of_restored_words_in_the_mean():
             after = restorer.apply(encoding.words ^ flips).view("<f2").astype(float)
             losses.append(0.5 * float(weights @ (after - clean) ** 2))
         assert damage == pytest.approx(np.mean(losses), rel=0.06, abs=1e-6)
+
+
+class Additive:
+    """Trials whose losses add up, over tensors that are not protected, with noise that all masks share."""
+
+    def __init__(self, losses):
+        self.losses, self.evaluations = losses, 0
+
+    def drops(self, masks, first, count):
+        self.evaluations += count
+        found = masks.resolve([(name, 1) for name in self.losses]).tensors
+        left = sum(self.losses[one.name] for one in found if one.mask == "0")
+        return [left * (1 + 0.1 * (draw % 2)) + 5 * (draw % 3) for draw in range(first, first + count)]
+
+
+def test_polishing_finds_the_better_half_where_the_table_errs():
+    names = ["a", "b", "c", "d"]
+    frontier = Frontier(
+        [TensorDamage(n, 10, (d,), (Strength(None, 0.1),)) for n, d in zip(names, (4.0, 3, 2, 1), strict=True)]
+    )
+    trials = Additive({"a": 4.0, "b": 0.5, "c": 2.0, "d": 1.0})  # b is harmless in truth
+    found = polish(frontier, 2, trials, frontier.parity_bits[2], 80, 100.0)
+    assert [one.mask for one in found.masks(2).resolve([(name, 1) for name in names]).tensors] == ["1", "0", "1", "0"]
+    assert trials.evaluations == found.evaluations <= 80
+    kept = [swap for swap in found.swaps if swap.kept]
+    assert [(swap.taken, swap.given) for swap in kept] == [("b", "c")]
+    assert kept[0].gain == pytest.approx(1.5 * 1.05)  # the even half of the draws has 1.0, the other 1.1
+    assert found.redundancy(2) == pytest.approx(frontier.redundancy(2))
+    assert found.damage[2] == pytest.approx(3 + 1)
+    assert found.damage[1] == frontier.damage[1]
+    assert found.masks(1) == frontier.masks(1)
+
+
+def test_polishing_never_spends_more_parity_than_is_allowed():
+    sizes = {"a": 10, "b": 12, "c": 9}
+    tensors = [
+        TensorDamage(name, size, (damage,), (Strength(None, 0.1),))
+        for (name, size), damage in zip(sizes.items(), (9.0, 5.0, 3.0), strict=True)
+    ]
+    frontier, trials = Frontier(tensors), Additive({"a": 0.0, "b": 9.0, "c": 1.0})
+    tight = polish(frontier, 1, trials, frontier.parity_bits[1], 80, 100.0)  # b is larger than a
+    assert [swap.given for swap in tight.swaps if swap.kept] == ["c"]
+    loose = polish(frontier, 1, trials, 1.2, 80, 100.0)
+    assert "b" in [swap.given for swap in loose.swaps if swap.kept]
+    assert loose.redundancy(1) * 31 == pytest.approx(1.2)

@@ -18,6 +18,7 @@ from ckptguard.cli import app
 from ckptguard.errors import UsageError
 from ckptguard.evaluate.session import TensorSpec, open_session
 from ckptguard.masks import MaskSet
+from ckptguard.report import search as report
 from ckptguard.search import curvature
 from ckptguard.search.journal import Journal
 from ckptguard.search.problem import faults_of
@@ -478,6 +479,7 @@ def test_polishing_stays_within_parity_and_evaluations_and_keeps_only_what_measu
     )
     before, after = (np.mean(trials.drops(one.masks, 100_000, 8)) for one in (plain, polished))
     assert before - after == pytest.approx(sum(swap["gain"] for swap in said["kept"]))
+    assert f"{len(said['kept'])} of {said['tried']} swaps kept" in report.text(polished)
     with pytest.raises(UsageError, match="at least 16"):
         search(model, polish=15, **asked)
     with pytest.raises(UsageError, match="frontier"):
