@@ -90,7 +90,7 @@ def thucnews(out: Path) -> None:
     torch.manual_seed(0)
     net = VDCNN(10)
     train, test = data.thucnews("train"), data.thucnews("test")
-    fit(net, lambda x, y: F.cross_entropy(net(x), y), train, test, 8, 0.05, 64)
+    fit(net, lambda x, y: F.cross_entropy(net(x), y), train, test, 4, 0.05, 64)
     save(net, out / "vdcnn-thucnews.safetensors")
 
 
@@ -103,7 +103,7 @@ def two_tower(out: Path) -> None:
         chosen = codes[torch.arange(10), torch.randint(len(TEMPLATES), (10,))]
         return F.cross_entropy(net(mirrored(x), chosen), y)
 
-    fit(net, loss, data.cifar10("train"), data.cifar10("test"), 8, 0.1)
+    fit(net, loss, data.cifar10("train", 0, 20_000), data.cifar10("test"), 5, 0.1)
     save(net, out / "two-tower.safetensors")
 
 
