@@ -289,6 +289,7 @@ def test_the_command_writes_masks_that_protect_takes_and_a_report(digits, spec, 
     assert {Path(name).name for name in record["files"]} == {
         "sp.json", "search.json", "frontier.csv", "damage.csv", "report.html",
     }  # fmt: skip
+    assert not (folder / "journal").exists()
     assert "Where flips hurt" in (folder / "report.html").read_text()
     container = str(tmp_path / "m.ckg")
     protect = ["protect", model, "-o", container, "--masks", str(masks), "--code", "bch:255,131"]
