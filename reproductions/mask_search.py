@@ -2,8 +2,8 @@
 
 PART is `vdcnn`, `vdcnn-fixed`, `resnets`, `transformer`, `transfer`, `towers` or `certificate`; each prints a table and
 keeps its numbers as JSON in the folder. Masks are searched on training data and reported on test data, each mask set on
-the same draws of faults at 1e-2 on every parameter. Redundancies: r = parity over bits of the weights, as the papers count it;
-charged = with masks and restorers, armoured at both ends of the container.
+the same draws of faults at 1e-2 on every parameter. Redundancies: r = parity over bits of the weights, as the papers
+count it; charged = with masks and restorers, armoured at both ends of the container.
 """
 
 from __future__ import annotations
