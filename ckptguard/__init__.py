@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ckptguard.pipeline.repair import repair
     from ckptguard.pipeline.restore import restore
     from ckptguard.pipeline.verify import verify
+    from ckptguard.search.run import search as find_masks
+    from ckptguard.search.run import sensitivity
     from ckptguard.serving import load_file, safe_open, save_file
 
 _PLACES = {
@@ -35,6 +37,8 @@ _PLACES = {
     "restore": "ckptguard.pipeline.restore",
     "verify": "ckptguard.pipeline.verify",
     "sweep": "ckptguard.campaign.sweep",
+    "find_masks": "ckptguard.search.run:search",  # `search` is the subpackage
+    "sensitivity": "ckptguard.search.run",
     "load_file": "ckptguard.serving",
     "save_file": "ckptguard.serving",
     "safe_open": "ckptguard.serving",
@@ -44,6 +48,7 @@ __all__ = [
     "__version__",
     "check",
     "corrupt",
+    "find_masks",
     "inspect",
     "load_file",
     "protect",
@@ -51,6 +56,7 @@ __all__ = [
     "restore",
     "safe_open",
     "save_file",
+    "sensitivity",
     "sweep",
     "verify",
 ]
@@ -58,5 +64,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+        module, _, attribute = _PLACES[name].partition(":")
+        return getattr(importlib.import_module(module), attribute or name)
     raise AttributeError(f"module 'ckptguard' has no attribute {name!r}")

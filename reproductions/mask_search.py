@@ -1,9 +1,9 @@
 """Searching masks: what parity buys, method by method. `python -m reproductions.mask_search PART [--out FOLDER]`.
 
-PART is `vdcnn`, `vdcnn-fixed`, `resnets`, `transfer`, `towers` or `certificate`; each prints a table and keeps its
-numbers as JSON in the folder. Masks are searched on training data and reported on test data, each mask set on the same
-draws of faults at 1e-2 on every parameter. Redundancies: r = parity over bits of the weights, as the papers count it;
-charged = with masks and restorers, armoured at both ends of the container.
+PART is `vdcnn`, `vdcnn-fixed`, `resnets`, `transformer`, `transfer`, `towers` or `certificate`; each prints a table and
+keeps its numbers as JSON in the folder. Masks are searched on training data and reported on test data, each mask set on
+the same draws of faults at 1e-2 on every parameter. Redundancies: r = parity over bits of the weights, as the papers
+count it; charged = with masks and restorers, armoured at both ends of the container.
 """
 
 from __future__ import annotations
@@ -53,13 +53,18 @@ class Network:
     train: str
     images: int
     more: str = ""
+    gradients: str | None = None
 
     def evaluator(self, images: int | None = None) -> str:
         """On test data."""
+        if self.gradients:
+            return f"{HERE}/{self.test}"
         return f"{self._spec(self.test)},limit={images or self.images}"
 
     def calibrate(self) -> str:
         """On a part of the training data."""
+        if self.gradients:
+            return f"{HERE}/{self.train}"
         return f"{self._spec(self.train)},part=1/20"
 
     def _spec(self, source: str) -> str:
@@ -111,9 +116,11 @@ class Bench:
             start = time.perf_counter()
             stored = Stored(self.representation, self.code, guard=guard)
             tune = Trials(self.subject, self.net.calibrate(), self.faults, stored)
-            curvature = find_curvature(METHODS[method].curvature, tune, None, SAMPLES, 0, silent)
+            curvature = find_curvature(METHODS[method].curvature, tune, self.net.gradients, SAMPLES, 0, silent)
             shapes = {name: tensor.shape for name, tensor in self.subject.tensors.items()}
-            problem = Problem(tune.bare.encodings, self.faults, stored, (self.code,), curvature, shapes)
+            problem = Problem(
+                tune.bare.encodings, self.faults, stored, (self.code,), curvature, shapes, self.subject.shards
+            )
             make = METHODS[method].path
             assert make is not None
             self._paths[method, guard] = make(problem, tune, 0), time.perf_counter() - start
@@ -165,11 +172,13 @@ HEAD = (
 )
 
 
-def compare(bench: Bench, agents: Sequence[Path], top: Sequence[int], budgets: Mapping[str, Sequence[float]]) -> None:
+def compare(
+    bench: Bench, agents: Sequence[Path], top: Sequence[int], budgets: Mapping[str, Sequence[float]], draws: int = DRAWS
+) -> None:
     """Uniform, agents, Fisher without and with restorers, at several budgets."""
     print(HEAD, flush=True)
     for bits in top:
-        bench.add(f"uniform, top {bits}", MaskSet.top(bits), "none", 0)
+        bench.add(f"uniform, top {bits}", MaskSet.top(bits), "none", 0, draws)
     for path in agents:
         if path.exists():
             masks = MaskSet.load(path)
@@ -178,7 +187,7 @@ def compare(bench: Bench, agents: Sequence[Path], top: Sequence[int], budgets: M
     for guard, several in budgets.items():
         for budget in several:
             masks, seconds = bench.find("fisher", budget, guard)
-            bench.add("fisher", masks, guard, seconds)
+            bench.add("fisher", masks, guard, seconds, draws)
 
 
 def vdcnn(models: Path) -> dict[str, Any]:
@@ -227,9 +236,23 @@ def resnets(models: Path) -> dict[str, Any]:
         budgets = {"none": (0.014, 0.018), "tensor": (0.004, 0.008, 0.012), "posterior": (0.004, 0.008, 0.012)}
         if name == "resnet18":
             budgets = {"none": (0.004, 0.008), "tensor": (0.0005, 0.001, 0.002), "posterior": (0.0005, 0.001, 0.002)}
-        compare(bench, [models / f"topbits-ddpg-{name}.json"], (8, 9), budgets)
+        compare(bench, [models / f"topbits-ddpg-{name}.json"], (8, 9), budgets, 10 if name == "resnet20" else 6)
         found[name] = bench.rows
     return found
+
+
+def transformer(models: Path) -> dict[str, Any]:
+    """all-MiniLM-L6-v2."""
+    from reproductions import minilm
+
+    net = Network(
+        minilm.folder() / "model.safetensors", "", "minilm.py:retrieval", "minilm.py:choosing", minilm.PAIRS,
+        gradients=f"{HERE}/minilm.py:losses",
+    )  # fmt: skip
+    print("\n### all-MiniLM-L6-v2, float32, ideal\n", flush=True)
+    bench = Bench(net, "native", "ideal")
+    compare(bench, [], (8, 9), {"none": (0.008, 0.016), "tensor": (0.002, 0.004), "posterior": (0.002, 0.004)}, 6)
+    return {"minilm": bench.rows}
 
 
 def transfer(models: Path) -> dict[str, Any]:
@@ -295,7 +318,7 @@ def certificate(models: Path) -> dict[str, Any]:
     net = network("vdcnn", models)
     start = time.perf_counter()
     found = search(
-        net.path, evaluator=net.evaluator(2000), calibrate=net.calibrate(), ber=1e-2, max_drop=0.4, guard="tensor",
+        net.path, evaluator=net.evaluator(500), calibrate=net.calibrate(), ber=1e-2, max_drop=0.4, guard="tensor",
         codes="ideal", certify="drop=1.0,trials=59,share=0.95,confidence=0.95", samples=SAMPLES, trials=6,
     )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -320,8 +343,8 @@ def certificate(models: Path) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "vdcnn": vdcnn, "vdcnn-fixed": vdcnn_fixed, "resnets": resnets, "transfer": transfer, "towers": towers,
-    "certificate": certificate,
+    "vdcnn": vdcnn, "vdcnn-fixed": vdcnn_fixed, "resnets": resnets, "transformer": transformer, "transfer": transfer,
+    "towers": towers, "certificate": certificate,
 }  # fmt: skip
 
 

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from ckptguard.campaign.guard import TensorGuard
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import ContainerError, UsageError
+from ckptguard.guards import TensorGuard
 from ckptguard.posterior import FIELDS, MIXED, POSITIVE, Restorer, RowSums, Spread, transitions
 
 NOTHING = {"F32": "0" * 32, "BF16": "0" * 16, "F16": "0" * 16}
@@ -96,7 +96,7 @@ def test_errors_left_by_a_posterior_restorer_are_less_than_half_of_those_of_a_ra
     restorer = Restorer.of(Spread.of(DTYPES[name], words), mask, 1e-2, 1e-2, gain=False)
     posterior = np.mean((values_of(restorer.apply(read), name) - values) ** 2)
     guard = TensorGuard.of(DTYPES[name], words.view(np.uint8))
-    by_guard = np.mean((values_of(guard.apply(read)[0], name) - values) ** 2)
+    by_guard = np.mean((values_of(guard.apply(read).words, name) - values) ** 2)
     assert posterior < by_guard / 2
 
 

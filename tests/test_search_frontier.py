@@ -10,7 +10,7 @@ import pytest
 
 from ckptguard.campaign.encodings import encode_tensor
 from ckptguard.campaign.faults import make
-from ckptguard.campaign.guard import TensorGuard
+from ckptguard.campaign.guarding import Guards
 from ckptguard.campaign.subject import SubjectTensor
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import UsageError
@@ -20,6 +20,7 @@ from ckptguard.search.curvature import Curvature
 from ckptguard.search.damage import Rates, damage_table, tensor_damage
 from ckptguard.search.frontier import BITS, TOP, Frontier, Strength, TensorDamage
 from ckptguard.search.paths import at_random, uniform
+from ckptguard.search.polish import polish
 
 GENERATOR = np.random.default_rng(5)
 
@@ -27,6 +28,33 @@ GENERATOR = np.random.default_rng(5)
 def encoded(values, dtype="F32", spec="native"):
     data = values.astype(f"<f{DTYPES[dtype].word_bits // 8}").view(np.uint8)
     return encode_tensor("w", SubjectTensor(DTYPES[dtype], values.shape, data), spec)
+
+
+def guarded(words, stored, index, encoding):
+    """Read with the guard of a container, in plain Python: bits that never vary are set back; out of range is zero.
+
+    The range is that of whole values: bounds of float32 are rounded outwards to 16 bits, their low half is filled.
+    """
+    varying = int(np.bitwise_or.reduce(stored)) ^ int(np.bitwise_and.reduce(stored))
+    if (int(words[index]) ^ int(stored[index])) & ~varying:
+        return stored
+    shift = 16 if stored.dtype.itemsize == 4 else 0
+    top = 1 << (encoding.bits - 1)
+
+    def rank(word):
+        word = int(word) >> shift if not encoding.planar else int(word)
+        if encoding.planar and "sign-magnitude" not in encoding.part_representation:
+            return word - (1 << encoding.bits) if word & top else word
+        half = top >> (shift if not encoding.planar else 0)
+        return -(word - half) - 1 if word & half else word
+
+    ranks = [rank(word) for word in stored]
+    if min(ranks) <= rank(words[index]) <= max(ranks):
+        return words
+    result = words.copy()
+    values = encoding.values(stored)
+    result[index] = 0 if values.min() <= 0 <= values.max() else stored[np.argmin(np.abs(values))]
+    return result
 
 
 def brute_force(encoding, rates, inputs, guard=None):
@@ -39,9 +67,7 @@ def brute_force(encoding, rates, inputs, guard=None):
             words = encoding.words.copy()
             chance = rates.of_1 if int(words[index]) & place else rates.of_0
             words[index] ^= words.dtype.type(place)
-            restored = encoding.restore(words)
-            if guard is not None:
-                restored = guard.apply(restored)[0]
+            restored = encoding.restore(words if guard is None else guarded(words, encoding.words, index, encoding))
             kind = "<f4" if restored.dtype.itemsize == 4 else "<f2"
             loss = 0.5 * np.mean((inputs @ (restored.view(kind).astype(float) - clean)) ** 2)
             result[bit] += chance * loss
@@ -49,7 +75,7 @@ def brute_force(encoding, rates, inputs, guard=None):
 
 
 @pytest.mark.parametrize("rates", [Rates(1e-2, 1e-2), Rates(1e-3, 4e-2), Rates(0.0, 1e-3)])
-@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("with_guard", [True, False])
 @pytest.mark.parametrize(
     ("dtype", "spec"),
     [
@@ -60,10 +86,10 @@ def brute_force(encoding, rates, inputs, guard=None):
         ("F32", "cast:bfloat16"),
     ],
 )
-def test_damage_is_the_loss_of_a_linear_model_with_every_bit_flipped_in_turn(rates, guarded, dtype, spec):
+def test_damage_is_the_loss_of_a_linear_model_with_every_bit_flipped_in_turn(rates, with_guard, dtype, spec):
     encoding = encoded(GENERATOR.normal(0, 0.05, 9), dtype, spec)
     inputs = GENERATOR.normal(0, 1, (20, 9))
-    guard = TensorGuard.of(encoding.dtype, encoding.restore(encoding.words).view(np.uint8)) if guarded else None
+    guard = Guards({"w": encoding}, {"w": (9,)}, "tensor" if with_guard else "none").of("w")
     with np.errstate(over="ignore", invalid="ignore"):
         expected = brute_force(encoding, rates, inputs, guard)
     found = np.array(tensor_damage(encoding, rates, np.mean(inputs**2, 0), guard))
@@ -78,11 +104,13 @@ def test_the_kernel_for_float32_agrees_with_plain_arithmetic():
 
     values = GENERATOR.normal(0, 1, 5000)
     values[:4] = 0.0, 1e-39, -1e-42, 3.0
-    encoding, curvature = encoded(values), GENERATOR.random(5000).astype(np.float32)
-    for guard in (None, TensorGuard.of(encoding.dtype, encoding.words.view(np.uint8))):
-        fast = damage._of_float32(encoding, Rates(1e-3, 2e-3), curvature, guard)
-        slow = damage._by_chunks(encoding, Rates(1e-3, 2e-3), curvature, guard)
-        np.testing.assert_allclose(fast, slow, rtol=1e-9)
+    curvature = GENERATOR.random(5000).astype(np.float32)
+    for encoding in (encoded(values), encoded(np.abs(values) + 0.1)):
+        guards = Guards({"w": encoding}, {"w": (5000,)}, "tensor")
+        for guard in (None, guards.of("w")):
+            fast = damage._of_float32(encoding, Rates(1e-3, 2e-3), curvature, guard)
+            slow = damage._by_chunks(encoding, Rates(1e-3, 2e-3), curvature, guard)
+            np.testing.assert_allclose(fast, slow, rtol=1e-9)
 
 
 def test_tensors_of_unknown_curvature_are_infinitely_damaging():
@@ -90,6 +118,25 @@ def test_tensors_of_unknown_curvature_are_infinitely_damaging():
     encodings = {"n": encode_tensor("n", counters, "native"), "w": encoded(np.ones(4))}
     table = damage_table(encodings, dict.fromkeys(encodings, Rates(0.1, 0.1)), Curvature({"w": None}, 1, ""))
     assert all(math.isinf(value) for values in table.values() for value in values)
+
+
+def test_a_guard_leaves_no_damage_in_bits_that_never_vary_even_where_nothing_is_known():
+    counters = SubjectTensor(DTYPES["I64"], (3,), np.arange(3, dtype="<i8").view(np.uint8))
+    encodings = {"n": encode_tensor("n", counters, "native")}
+    guards = Guards(encodings, {"n": (3,)}, "tensor")
+    table = damage_table(encodings, {"n": Rates(0.1, 0.1)}, Curvature({"n": None}, 1, ""), guards)
+    assert table["n"] == (0.0,) * 62 + (math.inf, math.inf)
+
+
+def test_groups_with_guards_of_their_own_are_less_damaged_than_the_whole_tensor():
+    values = np.concatenate([GENERATOR.normal(0, 0.01, 200), GENERATOR.normal(0, 1, 200)])
+    rates, small = Rates(1e-3, 1e-3), np.repeat([1.0, 0.0], 200)
+    for spec in ("native", "fixed:8"):
+        encoding = encoded(values, spec=spec)
+        whole, parts = (Guards({"w": encoding}, {"w": (400,)}, size).of("w") for size in ("tensor", "group:200"))
+        assert sum(tensor_damage(encoding, rates, small, parts)) < 0.1 * sum(
+            tensor_damage(encoding, rates, small, whole)
+        )
 
 
 def test_a_weight_that_no_sample_reached_counts_as_the_mean_of_its_tensor():
@@ -159,6 +206,11 @@ def test_bits_of_unknown_damage_are_protected_before_all_others():
     assert [math.isinf(damage) for damage in frontier.damage[:3]] == [True, True, False]
     assert [choice.mask for choice in frontier.choices(2)] == ["00", "11", "10"]
     assert frontier.damage[2] == pytest.approx(7.0)
+
+
+def test_small_damages_are_told_beside_enormous_ones():
+    frontier = Frontier([TensorDamage(f"t{i}", 1, (1e60, 3.0, 1e-9), (Strength(None, 0.1),)) for i in range(3)])
+    assert frontier.damage[3:] == pytest.approx((9 + 3e-9, 6 + 3e-9, 3 + 3e-9, 3e-9, 2e-9, 1e-9, 0.0), rel=1e-12)
 
 
 def test_the_masks_of_a_vertex_resolve_to_its_choices_and_cost_its_redundancy():
@@ -279,3 +331,48 @@ def test_joint_damage_is_that_of_restored_words_in_the_mean():
             after = restorer.apply(encoding.words ^ flips).view("<f2").astype(float)
             losses.append(0.5 * float(weights @ (after - clean) ** 2))
         assert damage == pytest.approx(np.mean(losses), rel=0.06, abs=1e-6)
+
+
+class Additive:
+    """Trials whose losses add up, over tensors that are not protected, with noise that all masks share."""
+
+    def __init__(self, losses):
+        self.losses, self.evaluations = losses, 0
+
+    def drops(self, masks, first, count):
+        self.evaluations += count
+        found = masks.resolve([(name, 1) for name in self.losses]).tensors
+        left = sum(self.losses[one.name] for one in found if one.mask == "0")
+        return [left * (1 + 0.1 * (draw % 2)) + 5 * (draw % 3) for draw in range(first, first + count)]
+
+
+def test_polishing_finds_the_better_half_where_the_table_errs():
+    names = ["a", "b", "c", "d"]
+    frontier = Frontier(
+        [TensorDamage(n, 10, (d,), (Strength(None, 0.1),)) for n, d in zip(names, (4.0, 3, 2, 1), strict=True)]
+    )
+    trials = Additive({"a": 4.0, "b": 0.5, "c": 2.0, "d": 1.0})  # b is harmless in truth
+    found = polish(frontier, 2, trials, frontier.parity_bits[2], 80, 100.0)
+    assert [one.mask for one in found.masks(2).resolve([(name, 1) for name in names]).tensors] == ["1", "0", "1", "0"]
+    assert trials.evaluations == found.evaluations <= 80
+    kept = [swap for swap in found.swaps if swap.kept]
+    assert [(swap.taken, swap.given) for swap in kept] == [("b", "c")]
+    assert kept[0].gain == pytest.approx(1.5 * 1.05)  # the even half of the draws has 1.0, the other 1.1
+    assert found.redundancy(2) == pytest.approx(frontier.redundancy(2))
+    assert found.damage[2] == pytest.approx(3 + 1)
+    assert found.damage[1] == frontier.damage[1]
+    assert found.masks(1) == frontier.masks(1)
+
+
+def test_polishing_never_spends_more_parity_than_is_allowed():
+    sizes = {"a": 10, "b": 12, "c": 9}
+    tensors = [
+        TensorDamage(name, size, (damage,), (Strength(None, 0.1),))
+        for (name, size), damage in zip(sizes.items(), (9.0, 5.0, 3.0), strict=True)
+    ]
+    frontier, trials = Frontier(tensors), Additive({"a": 0.0, "b": 9.0, "c": 1.0})
+    tight = polish(frontier, 1, trials, frontier.parity_bits[1], 80, 100.0)  # b is larger than a
+    assert [swap.given for swap in tight.swaps if swap.kept] == ["c"]
+    loose = polish(frontier, 1, trials, 1.2, 80, 100.0)
+    assert "b" in [swap.given for swap in loose.swaps if swap.kept]
+    assert loose.redundancy(1) * 31 == pytest.approx(1.2)

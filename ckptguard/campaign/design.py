@@ -259,6 +259,14 @@ def encodings(variants: Sequence[Variant]) -> tuple[tuple[int, ...], ...]:
     return tuple(found.values())
 
 
+def name_of(evaluator: object) -> str:
+    """A spec, or the name of a function, of a class, or of that of an object."""
+    if isinstance(evaluator, str):
+        return evaluator
+    kind: Any = evaluator if hasattr(evaluator, "__qualname__") else type(evaluator)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
 def file_digests(evaluator: str) -> dict[str, str]:
     """The digests (XXH3-128, hex) of the files that an evaluator's spec names: its code, its data."""
     values = [value for piece in evaluator.split(",") for value in (piece, piece.rpartition("=")[2])]

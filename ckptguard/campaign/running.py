@@ -20,6 +20,7 @@ from ckptguard.campaign.design import (
     Stop,
     encodings,
     file_digests,
+    name_of,
     refuse_equal_names,
 )
 from ckptguard.campaign.engine import Engine, Part, Rule
@@ -95,10 +96,7 @@ class Plan:
     @property
     def evaluator_name(self) -> str:
         """Its spec, or the name of the object."""
-        if isinstance(self.evaluator, str):
-            return self.evaluator
-        kind = self.evaluator if hasattr(self.evaluator, "__qualname__") else type(self.evaluator)
-        return f"{kind.__module__}:{kind.__qualname__}"
+        return name_of(self.evaluator)
 
     def identity(self, subject: Subject) -> dict[str, Any]:
         """What decides a row. Runs with equal identity may be mixed: resumed, merged."""

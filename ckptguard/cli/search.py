@@ -85,6 +85,14 @@ def _storage(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--certify", metavar="drop=X,...", help="Prove it: drop=1.0,trials=59,share=0.95,confidence=0.95.")
 @click.option("--trials", type=click.IntRange(min=1), default=4, show_default=True, help="Draws per calibration point.")
 @click.option("--report", "report_folder", type=options.FILE, metavar="FOLDER", help="Write tables and a page there.")
+@click.option("--resume", is_flag=True, help="Go on with what a search that was stopped has left.")
+@click.option(
+    "--polish",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Try swaps around the threshold with at most N evaluations.",
+)
 @_method(*_TABLES, *_AGENTS)
 @click.option(
     "--episodes", type=click.IntRange(min=31), default=5000, show_default=True, help="Mask sets that an agent tries."
@@ -109,6 +117,7 @@ def search(
     target_file: Path,
     codes: tuple[str, ...],
     report_folder: Path | None,
+    resume: bool,
     force: bool,
     device: str | None,
     at: tuple[str, ...],
@@ -124,19 +133,24 @@ def search(
     """
     from ckptguard.files import atomic_writer
     from ckptguard.report import search as report
+    from ckptguard.search.journal import Journal
     from ckptguard.search.run import search as run
 
     if target_file.exists() and not force:
         raise UsageError(f"{target_file}: is there already; --force replaces it")
     request["codes"] = codes or ("ideal",)
-    found = run(model, progress=output.progress, **_devices(device, at, devices), **request)
-    with atomic_writer(target_file, overwrite=force) as file:
-        file.write(found.masks.to_json().encode("utf-8"))
-    files = [str(target_file)]
-    if report_folder is not None:
-        files += [str(path) for path in report.write(found, report_folder)]
+    journal = Journal(report_folder / "journal" if report_folder else _beside(target_file), resume)
+    with journal:
+        found = run(model, progress=output.progress, journal=journal, **_devices(device, at, devices), **request)
+        with atomic_writer(target_file, overwrite=force) as file:
+            file.write(found.masks.to_json().encode("utf-8"))
+        files = [str(target_file)]
+        if report_folder is not None:
+            files += [str(path) for path in report.write(found, report_folder)]
+        journal.remove()
     status = BELOW_LIMIT if found.asked_certificate and found.certificate is None else 0
-    record = {"command": "search", "exit_status": status, "files": files} | report.record(found)
+    record = {"command": "search", "exit_status": status, "files": files, "remembered": journal.remembered}
+    record |= report.record(found)
     output.result(record, lambda: f"{report.text(found)}\n\nwrote {', '.join(files)}")
     return status
 
@@ -175,6 +189,11 @@ def sensitivity(
     }
     output.result(record, lambda: report.sensitivity_text(found))
     return 0
+
+
+def _beside(target: Path) -> Path:
+    """Where a search keeps what it has measured so far."""
+    return target.with_name(f".{target.name}.search")
 
 
 def _devices(device: str | None, at: tuple[str, ...], devices: Path | None) -> dict[str, Any]:

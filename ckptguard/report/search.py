@@ -32,8 +32,12 @@ def text(found: SearchResult) -> str:
     ]
     if chosen.expected is not None:
         rows.append(("expected loss", f"{numbers.value(chosen.expected)} of {found.metric}"))
+    polish: Any = found.masks.provenance.get("polish")
+    if polish:
+        kept = f"{len(polish['kept'])} of {numbers.count(polish['tried'], 'swap')} kept"
+        rows.append(("polish", f"{kept}, {numbers.count(polish['evaluations'], 'evaluation')}"))
     if found.unknown:
-        rows.append(("no gradient", f"{', '.join(found.unknown[:5])}: protected wholly"))
+        rows.append(("no gradient", f"{', '.join(found.unknown[:5])}: bits that vary are protected"))
     if found.asked_certificate:
         rows.append(("certificate", found.certificate.text if found.certificate else "none: the first test failed"))
     spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in found.seconds.items())

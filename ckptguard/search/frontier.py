@@ -139,21 +139,13 @@ class Frontier:
     @cached_property
     def damage(self) -> tuple[float, ...]:
         """Expected damage left, by vertex; infinite until every bit of unknown damage is protected."""
-        finite = [math.isfinite(choice.damage) for choice in self._start]
-        unknown = len(finite) - sum(finite)
-        left = math.fsum(choice.damage for choice in self._start if math.isfinite(choice.damage))
-        sums = [left if not unknown else math.inf]
-        state = [choice.damage for choice in self._start]
+        last = list(self._start)
         for step in self.steps:
-            if math.isfinite(state[step.tensor]):
-                left -= state[step.tensor]
-            elif math.isfinite(step.choice.damage):
-                unknown -= 1
-            state[step.tensor] = step.choice.damage
-            if math.isfinite(step.choice.damage):
-                left += step.choice.damage
-            sums.append(max(left, 0.0) if not unknown else math.inf)
-        return tuple(sums)
+            last[step.tensor] = step.choice
+        sums = [math.fsum(choice.damage for choice in last)]
+        for step in reversed(self.steps):  # from the small to the large: differences of large ones would be rounded
+            sums.append(sums[-1] + step.saved)
+        return tuple(reversed(sums))
 
     def redundancy(self, vertex: int) -> float:
         """Parity bits over bits that represent the weights."""
@@ -184,18 +176,28 @@ class Frontier:
 
     def masks(self, vertex: int, provenance: Mapping[str, object] | None = None) -> MaskSet:
         """One rule per group of tensors with equal mask and code, in the order of tensors, and `none` for others."""
+        return self.masks_of(self.choices(vertex), provenance)
+
+    def masks_of(self, chosen: Sequence[Choice], provenance: Mapping[str, object] | None = None) -> MaskSet:
+        """The same, for a choice of every tensor."""
         groups: dict[tuple[str, str | None], list[str]] = {}
-        for tensor, choice in zip(self.tensors, self.choices(vertex), strict=True):
+        for tensor, choice in zip(self.tensors, chosen, strict=True):
             if "1" in choice.mask:
                 groups.setdefault((choice.mask, choice.code), []).append(exactly(tensor.name))
         rules = [Rule(tuple(names), mask, code) for (mask, code), names in groups.items()]
         said = dict(provenance or {})
-        said |= {ROW_SUMS: summed} if (summed := self.summed(vertex)) else {}
+        summed = [tensor.name for tensor, choice in zip(self.tensors, chosen, strict=True) if choice.sums]
+        said |= {ROW_SUMS: summed} if summed else {}
         return MaskSet((*rules, Rule(("*",), "none")), said)
 
-    def summed(self, vertex: int) -> list[str]:
-        """Names of the tensors that carry row sums."""
-        return [t.name for t, choice in zip(self.tensors, self.choices(vertex), strict=True) if choice.sums]
+    def ways(self, vertex: int) -> tuple[list[list[Choice]], list[int]]:
+        """Of every tensor its choices on the hull, by rising parity, and which of them a vertex has."""
+        found = [[choice] for choice in self._start]
+        at = [0] * len(found)
+        for number, step in enumerate(self.steps):
+            found[step.tensor].append(step.choice)
+            at[step.tensor] += number < vertex
+        return found, at
 
 
 def choices(tensor: TensorDamage, order: str = BITS) -> list[Choice]:

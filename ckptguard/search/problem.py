@@ -11,17 +11,20 @@ from ckptguard import codes
 from ckptguard.campaign import design
 from ckptguard.campaign.encodings import Encoding
 from ckptguard.campaign.faults import Fault, Scope, assign, make
+from ckptguard.campaign.guarding import Guards
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import capacity_redundancy
 from ckptguard.container.armour import CODEWORD_BYTES, MESSAGE_BYTES
 from ckptguard.devices import Device, DeviceMap
 from ckptguard.errors import UsageError
+from ckptguard.guards import NONE as NO_GUARD
+from ckptguard.guards import TENSOR
 from ckptguard.posterior import Spread
 from ckptguard.search.curvature import Curvature
 from ckptguard.search.damage import Rates, damage_table
 from ckptguard.search.frontier import Strength, TensorDamage
 from ckptguard.search.restoring import applies, joint_damage, sum_bits
-from ckptguard.search.trials import NONE, POSTERIOR, RANGE, Stored
+from ckptguard.search.trials import POSTERIOR, RANGE, Stored
 from ckptguard.spec import Spec
 
 METADATA_COPIES = 2
@@ -37,6 +40,7 @@ class Problem:
         encodings: stored words by tensor.
         faults: by tensor.
         codes: specs to choose from; the first is the default of the mask set.
+        shards: names of the tensors of every file, as a container stores them.
     """
 
     encodings: Mapping[str, Encoding]
@@ -45,6 +49,12 @@ class Problem:
     codes: tuple[str, ...]
     curvature: Curvature
     shapes: Mapping[str, tuple[int, ...]]
+    shards: Sequence[Sequence[str]]
+
+    @cached_property
+    def guards(self) -> Guards:
+        """The range guards that readers have; without entries where the model is stored without."""
+        return Guards(self.encodings, self.shapes, TENSOR if self.stored.guard == RANGE else NO_GUARD)
 
     @cached_property
     def rates(self) -> dict[str, Rates]:
@@ -54,7 +64,7 @@ class Problem:
     @cached_property
     def table(self) -> dict[str, tuple[float, ...]]:
         """Damage by tensor and bit position."""
-        return damage_table(self.encodings, self.rates, self.curvature, self.stored.guard == RANGE)
+        return damage_table(self.encodings, self.rates, self.curvature, self.guards)
 
     @cached_property
     def tensors(self) -> tuple[TensorDamage, ...]:
@@ -74,15 +84,13 @@ class Problem:
 
     @property
     def metadata_bits(self) -> int:
-        """Stored bits of masks and guards: a mask per tensor; a range guard of four words and their count, or how the
-        magnitudes are spread. Row sums are no metadata, but coded as the weights are."""
-        total = 0
-        for encoding in self.encodings.values():
-            guard = 4 + 4 * encoding.words.dtype.itemsize if self.stored.guard != NONE else 0
-            if self.stored.guard == POSTERIOR and applies(encoding):
-                guard = len(Spread.of(encoding.dtype, encoding.words).pack())
-            total += (guard + -(-encoding.bits // 8)) * _BITS_PER_METADATA_BYTE
-        return total
+        """Stored bits of a mask per tensor, and of range guards as a container has them, or of how the magnitudes are
+        spread. Row sums are no metadata, but coded as the weights are."""
+        plain = sum(-(-encoding.bits // 8) for encoding in self.encodings.values())
+        if self.stored.guard == POSTERIOR:
+            for encoding in self.encodings.values():
+                plain += len(Spread.of(encoding.dtype, encoding.words).pack()) if applies(encoding) else 0
+        return plain * _BITS_PER_METADATA_BYTE + self.guards.bits(self.shards).stored
 
     def strengths(self, rate: float) -> tuple[Strength, ...]:
         """What the codes cost, and leave, at a bit error rate."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ckptguard.campaign.design import file_digests, name_of
+from ckptguard.campaign.record import digest_of
 from ckptguard.campaign.subject import Subject
 from ckptguard.devices import Device, DeviceMap
 from ckptguard.errors import UsageError
@@ -19,9 +21,12 @@ from ckptguard.masks import MaskSet
 from ckptguard.pipeline.work import Progress, silent
 from ckptguard.search import curvature as curvatures
 from ckptguard.search import learning, measured
+from ckptguard.search import polish as polishing
 from ckptguard.search.calibrate import Calibration
 from ckptguard.search.certify import Certificate, Claim, Tested, walk
 from ckptguard.search.curvature import Curvature, Losses
+from ckptguard.search.frontier import Frontier
+from ckptguard.search.journal import Journal
 from ckptguard.search.methods import GRADIENTS, MEASURED, METHODS, NOTHING
 from ckptguard.search.paths import MaskPath
 from ckptguard.search.problem import Problem, faults_of
@@ -125,6 +130,8 @@ def search(
     framework: str = "pt",
     threads: int = 1,
     select: str | None = None,
+    polish: int = 0,
+    journal: Journal | None = None,
     progress: Progress = silent,
 ) -> SearchResult:
     """Find the masks that keep most of a model for a budget of parity, or the least parity that keeps enough.
@@ -144,6 +151,8 @@ def search(
             masks; data of `classification:` are halved once more without it.
         samples: calibration inputs that gradients are taken of.
         trials: draws per point of the calibration.
+        polish: evaluations that swaps around the threshold may take; 0 = none are tried.
+        journal: keeps losses and curvature as they are measured, and answers what it knows. It is left open.
 
     Raises:
         UsageError, SpecError, MaskError: the request cannot be met.
@@ -165,13 +174,13 @@ def search(
     tuning, reporting = split(evaluator, calibrate)
     if chosen_method.path is None:
         tuning, selection = _selection(tuning, selection)
-    options: dict[str, Any] = {"metric": metric, "framework": framework, "threads": threads}
+    options: dict[str, Any] = {"metric": metric, "framework": framework, "threads": threads, "journal": journal}
     tune = Trials(subject, tuning, by_tensor, stored, seed=seed, decoder="sampled", **options)
     clock.phase("loading")
     found = find_curvature(chosen_method.curvature, tune, gradients, samples, seed, progress)
     clock.phase("curvature")
     shapes = {name: tensor.shape for name, tensor in subject.tensors.items()}
-    problem = Problem(tune.bare.encodings, by_tensor, stored, listed, found, shapes)
+    problem = Problem(tune.bare.encodings, by_tensor, stored, listed, found, shapes, subject.shards)
     more: dict[str, object] = {}
     path: MaskPath
     if chosen_method.path is None:
@@ -193,6 +202,10 @@ def search(
         clock.phase("calibration")
     else:
         vertex = path.within(budget)
+    if polish:
+        path = _polished(path, vertex, tune, budget, polish, progress)
+        more = {"polish": path.provenance()}
+        clock.phase("polish")
     certificate: Certificate | None = None
     tests: tuple[Tested, ...] = ()
     evaluations = tune.evaluations
@@ -298,7 +311,7 @@ def sensitivity(
     )
     found = find_curvature(source, trials, gradients, samples, seed, progress)
     shapes = {name: tensor.shape for name, tensor in subject.tensors.items()}
-    problem = Problem(trials.bare.encodings, by_tensor, stored, (DEFAULT_CODE,), found, shapes)
+    problem = Problem(trials.bare.encodings, by_tensor, stored, (DEFAULT_CODE,), found, shapes, subject.shards)
     words = {name: encoding.elements for name, encoding in trials.bare.encodings.items()}
     return Sensitivity(problem.table, words, fault_text, found.source, problem.metadata_bits, found.unknown)
 
@@ -331,10 +344,35 @@ def split(evaluator: Any, calibrate: Any) -> tuple[Any, Any]:
     )
 
 
+def _polished(
+    path: MaskPath, vertex: int, trials: Trials, budget: float | None, evaluations: int, progress: Progress
+) -> polishing.Polished:
+    """Within the budget where there is one, else with no more parity than the vertex."""
+    if not isinstance(path, Frontier):
+        raise UsageError("--polish swaps steps of a frontier: it belongs to the methods fisher and measured")
+    allowed = path.parity_bits[vertex] if budget is None else budget * path.stored_bits - path.metadata_bits
+    return polishing.polish(path, vertex, trials, allowed, evaluations, _ceiling(trials), progress)
+
+
 def find_curvature(
     source: str, trials: Trials, gradients: str | Losses | None, samples: int, seed: int, progress: Progress
 ) -> Curvature:
-    """From gradients of the evaluator or of the user's losses, or measured."""
+    """From gradients of the evaluator or of the user's losses, or measured, where the journal has none."""
+    if trials.journal is None or source == MEASURED:  # whose draws are in the journal
+        return _find_curvature(source, trials, gradients, samples, seed, progress)
+    files = file_digests(gradients) if isinstance(gradients, str) else {}
+    asked = {"curvature": source, "gradients": gradients and name_of(gradients), "files": files, "samples": samples}
+    key = digest_of({"trials": trials.conditions, "asked": asked, "seed": seed})
+    found = trials.journal.curvature(key)
+    if found is None:
+        found = _find_curvature(source, trials, gradients, samples, seed, progress)
+        trials.journal.add_curvature(key, found)
+    return found
+
+
+def _find_curvature(
+    source: str, trials: Trials, gradients: str | Losses | None, samples: int, seed: int, progress: Progress
+) -> Curvature:
     if source == MEASURED:
         return measured.curvature(trials, progress=progress)
     if gradients is not None:

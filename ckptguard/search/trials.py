@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+from ckptguard import __version__
+from ckptguard.campaign.design import file_digests, name_of
 from ckptguard.campaign.faults import RATES, Fault
 from ckptguard.campaign.metrics import Metric, describe_all
+from ckptguard.campaign.record import digest_of
 from ckptguard.campaign.sampler import LEAST_T
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import Prepared, Variant
@@ -18,6 +22,7 @@ from ckptguard.evaluate.session import Session, TensorSpec, open_session
 from ckptguard.masks import MaskSet
 from ckptguard.search.damage import Rates
 from ckptguard.search.frontier import ROW_SUMS
+from ckptguard.search.journal import Journal
 from ckptguard.search.restoring import Restoring
 from ckptguard.spec import suggestion
 
@@ -64,6 +69,13 @@ class Ready:
     prepared: Prepared
     restoring: Restoring | None = None
 
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        """What decides the draws of these masks, but for the model."""
+        record = self.prepared.variant.to_json()
+        provenance = record["masks"].pop("provenance", None) or {} if record["masks"] else {}
+        return record | {"restoring": self.restoring is not None, ROW_SUMS: provenance.get(ROW_SUMS)}
+
 
 class Trials:
     """A model with its data in memory, damaged again and again. Same seed and number: same faults, whatever the masks.
@@ -88,7 +100,14 @@ class Trials:
         framework: str = "pt",
         threads: int = 1,
         decoder: str = "exact",
+        journal: Journal | None = None,
     ) -> None:
+        """Open the evaluator and load the weights.
+
+        Args:
+            journal: where losses are kept, and looked up before they are measured.
+        """
+        self.journal = journal
         self.decoder = decoder
         self.subject, self.faults, self.stored, self.seed = subject, faults, stored, seed
         specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in subject.tensors.items()}
@@ -98,6 +117,18 @@ class Trials:
         self.clean = self.session.metrics()
         self.evaluations = 1
         self.metric = self._metric(metric)
+        self.conditions: dict[str, Any] = {
+            "tool": __version__,
+            "subject": subject.digest,
+            "evaluator": name_of(evaluator),
+            "files": file_digests(evaluator) if isinstance(evaluator, str) else {},
+            "clean": {name: repr(value) for name, value in self.clean.items()},
+            "metric": self.metric.name,
+            "framework": framework,
+            "threads": threads,
+            "seed": seed,
+            "representation": stored.representation,
+        }
 
     def _metric(self, name: str | None) -> Metric:
         name = name or next(iter(self.clean))
@@ -126,8 +157,23 @@ class Trials:
         self, ready: Ready, faults: Mapping[str, Fault], first: int, count: int, scope: Any = None
     ) -> list[float]:
         """The same, with masks that were prepared before, other faults, or less in scope."""
-        clean = self.metric.goodness(self.clean[self.metric.name])
-        return [clean - self._goodness(ready, faults, trial, scope) for trial in range(first, first + count)]
+        key = None if self.journal is None else self._key(ready, faults, scope)
+        return [self._drop(ready, faults, trial, scope, key) for trial in range(first, first + count)]
+
+    def _drop(self, ready: Ready, faults: Mapping[str, Fault], trial: int, scope: Any, key: str | None) -> float:
+        if self.journal is not None and key is not None:
+            known = self.journal.drop(key, trial)
+            if known is not None:
+                return known
+        drop = self.metric.goodness(self.clean[self.metric.name]) - self._goodness(ready, faults, trial, scope)
+        if self.journal is not None and key is not None:
+            self.journal.add(key, trial, drop)
+        return drop
+
+    def _key(self, ready: Ready, faults: Mapping[str, Fault], scope: Any) -> str:
+        specs = {name: fault.spec for name, fault in faults.items()}
+        more = {"masks": ready.conditions, "faults": specs, "scope": repr(scope), "decoder": self.decoder}
+        return digest_of(self.conditions | more)
 
     def _goodness(self, ready: Ready, faults: Mapping[str, Fault], trial: int, scope: Any) -> float:
         damage = ready.prepared.trial(faults, self.seed, trial, scope, self._decoder(ready.prepared, faults))
