@@ -291,7 +291,7 @@ def reading(results: Results) -> None:
 - The emulated sign flip makes two's complement look worse than it is: SM would seem to tolerate
   {apparent} times its rate.
 - Truncated counts move the emulated threshold by a further factor of {counted}: at low rates
-  tensors of few weights are never hit, so that the same network seems to last longer.
+  (small x) tensors of few weights are never hit and the network seems to last longer; at higher ones that is gone.
 - At 0.5 and 1 % a threshold rests on one to three images; instances then differ by more than at 5 and 10 %, and so do
   resamples of one instance's own trials. Part of the spread between instances that Pyne et al. report there (up to 4)
   is to be expected from the noise of the estimate; at 5 and 10 % all of what is seen here is.""")
