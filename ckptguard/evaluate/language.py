@@ -26,13 +26,13 @@ def offline() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork
 
 
-def import_transformers() -> Any:
-    """transformers, offline; MissingExtraError says how to get it."""
+def import_transformers(extra: str = "transformers") -> Any:
+    """transformers, offline; MissingExtraError says how to get it, by the extra that the caller needs."""
     offline()
     try:
         import transformers
     except ImportError as error:
-        raise MissingExtraError("transformers is not installed: pip install 'ckptguard[transformers]'") from error
+        raise MissingExtraError(f"transformers is not installed: pip install 'ckptguard[{extra}]'") from error
     package: Any = transformers
     package.utils.logging.disable_progress_bar()
     return package

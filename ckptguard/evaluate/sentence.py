@@ -135,7 +135,7 @@ def _cosines(one: Floats, other: Floats) -> Floats:
 
 def _model(path: Path, device: str) -> Any:
     try:
-        import_transformers()
+        import_transformers("sentence")
         import sentence_transformers
     except ImportError as error:
         raise MissingExtraError("sentence-transformers is missing: pip install 'ckptguard[sentence]'") from error
