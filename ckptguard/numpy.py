@@ -25,12 +25,20 @@ def load_file(
     backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
     guard: bool = True,
+    estimate: bool = True,
     report: TakeReport | None = None,
     jobs: int | None = None,
 ) -> dict[str, Any]:
     """All arrays of a container by name; see `ckptguard.load_file`."""
     return serving.load_file(
-        filename, framework="np", backend=backend, on_error=on_error, guard=guard, report=report, jobs=jobs
+        filename,
+        framework="np",
+        backend=backend,
+        on_error=on_error,
+        guard=guard,
+        estimate=estimate,
+        report=report,
+        jobs=jobs,
     )
 
 

@@ -6,7 +6,8 @@ words per binade, to a factor of two, and the error rate follows what a word of 
 estimate of least squared error. Two corrections keep the errors that remain from adding up in one direction: a gain
 that undoes the common pull towards zero, and sums of rows.
 
-Nothing here is exact: it is for words that a code left damaged or did not protect.
+Nothing here is exact: it is for words that a code left damaged or did not protect. Containers carry what is needed for
+it (`pipeline.posteriors`); methods in plain numpy are what the kernels are held against.
 """
 
 from __future__ import annotations
@@ -30,8 +31,13 @@ FIELDS = {"F32": (8, 23), "BF16": (8, 7), "F16": (5, 10)}
 NEVER = 15
 """The level of binades without words."""
 POSITIVE, NEGATIVE, MIXED = 0, 1, 2
+LEAST_SEGMENT = 16
+"""Elements of a row below which their sum is not worth a byte."""
 _CHUNK = 1 << 18
 _HEADER = struct.Struct("<BBB")
+_LARGEST = {"F32": 3.4028234663852886e38, "BF16": 3.3895313892515355e38, "F16": 65504.0}
+
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,15 @@ class Spread:
     @classmethod
     def of(cls, dtype: DType, words: Words) -> Spread:
         """Of a tensor's words; infinities and NaN are not counted. Raises UsageError for other dtypes."""
-        if dtype.name not in FIELDS:
-            raise UsageError(f"posterior restorers are for {', '.join(FIELDS)}, not for {dtype.name}")
-        exponent_bits, fraction_bits = FIELDS[dtype.name]
-        top = (1 << exponent_bits) - 1
-        counts = np.bincount((words >> fraction_bits & top).astype(np.int64), minlength=top + 1)[:top]
-        signs = words >> (exponent_bits + fraction_bits)
-        sign = MIXED if signs.size and signs.min() != signs.max() else int(signs[0]) if signs.size else POSITIVE
+        return cls.of_counts(dtype, field_counts(dtype, words))
+
+    @classmethod
+    def of_counts(cls, dtype: DType, fields: npt.NDArray[np.int64]) -> Spread:
+        """Of a tensor whose words have these fields; see `field_counts`."""
+        top = fields.shape[1] - 1
+        counts = fields.sum(0)[:top]
+        used = np.flatnonzero(fields.sum(1))
+        sign = MIXED if used.size > 1 else int(used[0]) if used.size else POSITIVE
         levels = _levels(counts)
         listed = np.flatnonzero(levels[1:] < NEVER) + 1
         if not listed.size:
@@ -97,6 +105,20 @@ class Spread:
             result[exponent] = 2.0**-level if level < NEVER else 0.0
         result[0] = 2.0**-self.zeros if self.zeros < NEVER else 0.0
         return result
+
+
+def field_counts(dtype: DType, words: Words) -> npt.NDArray[np.int64]:
+    """(2, exponents) how many words have a sign and an exponent field. Raises UsageError for other dtypes."""
+    if dtype.name not in FIELDS:
+        raise UsageError(f"posterior restorers are for {', '.join(FIELDS)}, not for {dtype.name}")
+    exponent_bits, fraction_bits = FIELDS[dtype.name]
+    fields = (words >> fraction_bits).astype(np.int64)
+    return np.bincount(fields, minlength=2 << exponent_bits).reshape(2, -1)
+
+
+def all_finite(fields: npt.NDArray[np.int64]) -> bool:
+    """Whether words with these fields hold no infinity and no NaN, which an estimate would spoil."""
+    return not fields[:, -1].any()
 
 
 def _levels(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -152,6 +174,20 @@ class Restorer:
             result[start : start + _CHUNK] = self._apply(words[start : start + _CHUNK])
         return result
 
+    def apply_in_place(self, words: Words) -> None:
+        """As `apply`, in place and fast; the same bits."""
+        if self.dtype.name != "F32":
+            words[:] = self._table[words]
+            return
+        from ckptguard.kernels import posterior as kernel
+
+        kernel.restore(words.view("<u4"), self.scale, self.sign, _LARGEST["F32"], words.view("<f4"))
+
+    @cached_property
+    def _table(self) -> Words:
+        """(65536,) what every word of 16 bits is read as."""
+        return self.apply(np.arange(1 << 16, dtype=np.uint32).astype("<u2"))
+
     def _apply(self, words: Words) -> Words:
         exponent_bits, fraction_bits = FIELDS[self.dtype.name]
         kind = words.dtype.type
@@ -185,8 +221,7 @@ def _magnitudes(dtype: DType) -> Floats:
 
 def _encode(dtype: DType, values: Floats) -> Words:
     """Words of numbers that are not negative, each rounded once, half to even."""
-    largest = {"F32": 3.4028234663852886e38, "BF16": 3.3895313892515355e38, "F16": 65504.0}[dtype.name]
-    values = np.minimum(values, largest)
+    values = np.minimum(values, _LARGEST[dtype.name])
     if dtype.name != "BF16":
         return values.astype("<f4" if dtype.name == "F32" else "<f2").view("<u4" if dtype.name == "F32" else "<u2")
     wide = values.astype("<f4").view("<u4")
@@ -194,9 +229,98 @@ def _encode(dtype: DType, values: Floats) -> Words:
     return rounded
 
 
+def numbers(dtype: DType, words: Words) -> Floats:
+    """What words stand for, in float64."""
+    if dtype.name == "BF16":
+        return (words.astype("<u4") << 16).view("<f4").astype(np.float64)
+    return words.view("<f4" if dtype.name == "F32" else "<f2").astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """How sums are kept in 8 bits.
+
+    Attributes:
+        low, step: float32; level i stands for low + step * i.
+    """
+
+    low: float
+    step: float
+
+    @classmethod
+    def of(cls, sums: Floats) -> Levels:
+        """Levels from the smallest sum to the largest."""
+        low = float(np.float32(sums.min()))
+        return cls(low, float(np.float32((sums.max() - low) / 255)))
+
+    def quantise(self, sums: Floats) -> npt.NDArray[np.uint8]:
+        """The nearest levels."""
+        levels = np.clip(np.rint((sums - self.low) / self.step), 0, 255) if self.step > 0 else np.zeros(sums.size)
+        return levels.astype(np.uint8)
+
+    def sums(self, levels: npt.NDArray[np.uint8]) -> Floats:
+        """What levels stand for."""
+        result: Floats = self.low + self.step * levels.astype(np.float64)
+        return result
+
+
+def row_columns(elements: int, shape: tuple[int, ...]) -> int:
+    """Elements of a row, an index of the first axis; 0 where rows are too short for sums, or there is one axis only."""
+    columns = elements // shape[0] if len(shape) > 1 and shape[0] else 0
+    return columns if columns >= LEAST_SEGMENT else 0
+
+
+def segments(first: int, count: int, columns: int) -> tuple[Indices, Indices]:
+    """(starts, stops), counted from element `first` on, of what lies of every row in a run of elements.
+
+    What is shorter than LEAST_SEGMENT is left out; so are all where `columns` is 0.
+    """
+    if not columns:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    rows = np.arange(first // columns, -(-(first + count) // columns) + 1, dtype=np.int64)
+    edges = np.clip(rows * columns - first, 0, count)
+    long = np.diff(edges) >= LEAST_SEGMENT
+    return edges[:-1][long], edges[1:][long]
+
+
+def segment_sums(dtype: DType, words: Words, starts: Indices, stops: Indices) -> Floats:
+    """Sums of runs of words, added one after the other in float64."""
+    from ckptguard.kernels import posterior as kernel
+
+    result = np.zeros(starts.size)
+    kernel.sums(words.view("<f4") if dtype.name == "F32" else numbers(dtype, words), starts, stops, result)
+    return result
+
+
+def with_sums(dtype: DType, words: Words, starts: Indices, stops: Indices, wanted: Floats) -> Words:
+    """Words whose runs have the sums that are wanted: all of a run move by the same. A new array."""
+    values = numbers(dtype, words)
+    for start, stop, total in zip(starts.tolist(), stops.tolist(), wanted.tolist(), strict=True):
+        run = values[start:stop]
+        run += (total - np.cumsum(run)[-1]) / run.size  # cumsum adds one after the other, sum does not
+        np.clip(run, -_LARGEST[dtype.name], _LARGEST[dtype.name], out=run)
+    return _signed(dtype, values)
+
+
+def with_sums_in_place(dtype: DType, words: Words, starts: Indices, stops: Indices, wanted: Floats) -> None:
+    """As `with_sums`, in place and fast; the same bits."""
+    from ckptguard.kernels import posterior as kernel
+
+    values = words.view("<f4") if dtype.name == "F32" else numbers(dtype, words)
+    kernel.correct(values, starts, stops, wanted, _LARGEST[dtype.name])
+    if dtype.name != "F32":
+        words[:] = _signed(dtype, values)
+
+
+def _signed(dtype: DType, values: Floats) -> Words:
+    """Words of numbers, each rounded once, half to even."""
+    words = _encode(dtype, np.abs(values))
+    return words | np.signbit(values).astype(words.dtype) << words.dtype.type(8 * words.dtype.itemsize - 1)
+
+
 @dataclass(frozen=True, eq=False)
 class RowSums:
-    """Sums of the rows of a tensor, 8 bits each.
+    """Sums of the whole rows of a tensor, 8 bits each; containers have one for each segment of a row.
 
     Activations after a rectifier have a large common part, so that of all errors in a row their sum does by far the
     most harm; spread evenly over the row the difference to the stored sum takes it away.
@@ -214,16 +338,13 @@ class RowSums:
     def of(cls, values: npt.NDArray[Any], rows: int) -> RowSums:
         """Of a tensor's values; rows are the indices of its first axis."""
         sums = values.astype(np.float64).reshape(rows, -1).sum(1)
-        low = float(np.float32(sums.min()))
-        step = float(np.float32((sums.max() - low) / 255))
-        levels = np.clip(np.rint((sums - low) / step), 0, 255) if step > 0 else np.zeros(rows)
-        return cls(low, step, levels.astype(np.uint8))
+        form = Levels.of(sums)
+        return cls(form.low, form.step, form.quantise(sums))
 
     @property
     def sums(self) -> Floats:
         """(rows,) as they were, to half a step."""
-        result: Floats = self.low + self.step * self.levels.astype(np.float64)
-        return result
+        return Levels(self.low, self.step).sums(self.levels)
 
     def correct(self, values: npt.NDArray[Any]) -> Floats:
         """(rows, columns) values whose rows have these sums: every value of a row moves by the same."""

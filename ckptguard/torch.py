@@ -32,6 +32,7 @@ def load_model(
     backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
     guard: bool = True,
+    estimate: bool = True,
     report: TakeReport | None = None,
     jobs: int | None = None,
 ) -> tuple[list[str], list[str]]:
@@ -45,7 +46,9 @@ def load_model(
     import_torch()
     from safetensors.torch import _remove_duplicate_names
 
-    state = load_file(filename, device, backend=backend, on_error=on_error, guard=guard, report=report, jobs=jobs)
+    state = load_file(
+        filename, device, backend=backend, on_error=on_error, guard=guard, estimate=estimate, report=report, jobs=jobs
+    )
     # as safetensors: of names that share memory one stands for all, preferably the one in the file
     aliases = _remove_duplicate_names(model.state_dict(), preferred_names=list(state))
     not_loaded, unexpected = model.load_state_dict(state, strict=False)

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     metavar="GRANULARITY",
     help="Range guards, one per tensor, channel or group:N (elements), or none. Default: tensor.",
 )
+@click.option(
+    "--restorer",
+    type=click.Choice(["posterior", "none"]),
+    help="What readers need to estimate damaged floats. Default: as the masks were searched.",
+)
+@click.option("--ber", type=float, metavar="P", help="Error rate that restorers are made for. Default: the device's.")
 @click.option("--sidecar", is_flag=True, help="Leave the checkpoint as it is; write parity beside it.")
 @options.select
 @options.force
@@ -50,6 +56,8 @@ def protect(
     at: tuple[str, ...],
     target: float | None,
     guard: str | None,
+    restorer: str | None,
+    ber: float | None,
     sidecar: bool,
     select: str | None,
     force: bool,
@@ -79,6 +87,8 @@ def protect(
         devices=_device_map(devices, device, at),
         target=target or DEFAULT_TARGET,
         guard=guard or DEFAULT_GUARD,
+        restorer=restorer,
+        bit_error_rate=ber,
         sidecar=sidecar,
         select=select,
         overwrite=force,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from ckptguard.guards import Builder, Measured, TensorGuard, check_granularity, 
 from ckptguard.masks import MaskSet, TensorMask
 from ckptguard.pipeline import guarding, work
 from ckptguard.pipeline.inputs import is_torch_file, open_checkpoint
+from ckptguard.pipeline.posteriors import Restorers, can_have, columns_of, measure, most_sums
 from ckptguard.pipeline.shard import Digests, make_info, pack_metadata
 from ckptguard.pipeline.units import gather_words, protected_digests, raw_digests, runs, unit_bytes
+from ckptguard.pipeline.wanted import POSTERIOR, Pair, Wanted, counts_on_restorers, wanted
 from ckptguard.plan import FILES_CODE, Part, ShardPlan, Source, lay_out
 from ckptguard.representations.base import Losses
 
@@ -64,19 +66,29 @@ class Protected:
 
 @dataclass(frozen=True)
 class _Job:
-    """A shard to be written: its plan and where the bytes of its sources come from."""
+    """A shard to be written.
+
+    Attributes:
+        files: where the bytes of its sources come from.
+        rates: of the parts that get posterior restorers, by index; `summed` of them carry row sums.
+        measured: these restorers, and the row sums that end the payload; until they are measured the plan holds as much
+            room as these can take.
+    """
 
     plan: ShardPlan
     files: tuple[Path, ...]
+    rates: Mapping[int, Pair] = field(default_factory=dict)
+    summed: tuple[int, ...] = ()
+    measured: Restorers = field(default_factory=Restorers.none)
 
     @property
     def is_image(self) -> bool:
-        """Whether the payload is one whole source file, byte for byte."""
+        """Whether the payload is one whole source file, byte for byte, and row sums behind it."""
         sources, parts = self.plan.sources, self.plan.parts
         return (
             len(sources) == 1
-            and self.plan.payload_bytes == sources[0].bytes
-            and all(p.offset == p.stored_offset and p.representation == "native" for p in parts)
+            and self.plan.payload_bytes - self.plan.sum_bytes == sources[0].bytes
+            and all(p.offset == p.stored_offset and p.representation == "native" for p in parts if p.kind != plan.SUMS)
         )
 
 
@@ -91,6 +103,8 @@ def protect(
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
     guard: str = DEFAULT_GUARD,
+    restorer: str | None = None,
+    bit_error_rate: float | None = None,
     sidecar: bool = False,
     select: str | None = None,
     overwrite: bool = False,
@@ -110,6 +124,10 @@ def protect(
         target: for `auto`: highest probability that a shard is not decoded wholly.
         guard: granularity of range guards: one per `tensor`, per `channel` (index of the first axis), per `group:N`
             (N elements), or `none`.
+        restorer: `posterior`: what readers need to read damaged elements as what they most likely were, in metadata
+            and, for tensors that the masks name for it, in sums of rows; or `none`. Left out, as the masks were
+            searched.
+        bit_error_rate: that restorers are made for; left out, those of the devices, or that of the masks' search.
         sidecar: leave the checkpoint where it is and write only parity and metadata beside it.
         select: which state dict of a torch file.
 
@@ -128,9 +146,15 @@ def protect(
         checkpoint = stack.enter_context(open_checkpoint(source, select, notes, scratch))
         mask_set = _mask_set(masks, bits)
         device_map = devices if isinstance(devices, DeviceMap) else DeviceMap.load(Path(devices)) if devices else None
+        restorers = wanted(restorer, bit_error_rate, mask_set)
         jobs_to_do, warnings = _plan(
-            checkpoint, mask_set, code, representation, device_map, target, sidecar, source.name
+            checkpoint, mask_set, code, representation, device_map, target, sidecar, source.name, restorers
         )
+        if restorers is None and restorer is None and counts_on_restorers(mask_set):
+            warnings.append(
+                "the masks were searched for readers with posterior restorers, which they do not describe; give "
+                "--restorer posterior --ber P"
+            )
         folder = len(jobs_to_do) > 1
         path, shard_paths = _targets(source, destination, jobs_to_do, sidecar, folder, overwrite, stack)
         settings = {
@@ -139,8 +163,9 @@ def protect(
             "masks": json.loads(mask_set.to_json()),
             "target": target if code.startswith("auto") else None,
             "guard": guard,
-        }
+        } | ({"restorer": POSTERIOR} if restorers else {})
         info = make_info([job.plan.name for job in jobs_to_do], source.is_dir(), settings)
+        jobs_to_do = [_measured(job, jobs) for job in jobs_to_do]
         losses = _write_set(jobs_to_do, shard_paths, info, guard, jobs, progress)
     final = tuple(
         (path / job.plan.name) if (folder and not sidecar) else Path(shard_paths[i][0])
@@ -168,6 +193,7 @@ def _plan(
     target: float,
     sidecar: bool,
     title: str,
+    restorers: Wanted | None,
 ) -> tuple[list[_Job], list[str]]:
     """Decide shards, parts, masks and codes."""
     if not code.startswith("auto"):
@@ -194,12 +220,21 @@ def _plan(
     shards: list[_Job] = []
     for file in checkpoint.files:
         if file.header is not None:
-            shards += _tensor_shards(file, file.header, parts.get(file.name, []), device_map, target, sidecar)
+            members = parts.get(file.name, [])
+            shards += _tensor_shards(file, file.header, members, device_map, target, sidecar, restorers, code)
     auxiliary = [file for file in checkpoint.files if file.header is None]
     if auxiliary:
         shards.append(_files_shard(auxiliary, device_map))
     _check_names([job.plan.name for job in shards], sidecar, checkpoint)
-    return shards, [str(pattern) for pattern in resolution.unused]
+    return shards, [str(pattern) for pattern in resolution.unused] + _unsummed(shards, restorers)
+
+
+def _unsummed(jobs: Sequence[_Job], restorers: Wanted | None) -> list[str]:
+    """What of the tensors that are to carry row sums does not."""
+    can = {part.name for job in jobs for index in job.rates if columns_of(part := job.plan.parts[index])}
+    missing = sorted(restorers.summed - can) if restorers else []
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return [f"no row sums for {', '.join(missing[:5])}{more}: no tensor of rows of floats"] if missing else []
 
 
 def _check_names(names: Sequence[str], sidecar: bool, checkpoint: Checkpoint) -> None:
@@ -228,6 +263,8 @@ def _tensor_shards(
     device_map: DeviceMap | None,
     target: float,
     sidecar: bool,
+    restorers: Wanted | None,
+    code: str,
 ) -> list[_Job]:
     """One shard for every device that tensors of a file lie on."""
     source = Source(file.name, file.bytes, header.raw)
@@ -252,9 +289,53 @@ def _tensor_shards(
         rate = make_channel(found.channel).bit_error_rate if found and found.channel else None
         record = found.to_json() if found else None
         name = _shard_name(file, key if len(by_device) > 1 else None, sidecar)
+        rates = _rates(members, restorers, found.channel if found else None)
+        summed = tuple(index for index in rates if _is_summed(members[index], restorers))
+        members = [*members, *_sums(file.name, [members[index] for index in summed], code, sidecar)]
         laid = lay_out(name, [source], members, device=record, beside=sidecar, bit_error_rate=rate, target=target)
-        jobs.append(_Job(laid, (file.path,)))
+        jobs.append(_Job(laid, (file.path,), rates, summed))
     return jobs
+
+
+def _rates(members: Sequence[Part], restorers: Wanted | None, channel: str | None) -> dict[int, Pair]:
+    """By index, of the parts that get restorers."""
+    if restorers is None:
+        return {}
+    return {index: restorers.pair_of(part.name, channel) for index, part in enumerate(members) if can_have(part)}
+
+
+def _is_summed(part: Part, restorers: Wanted | None) -> bool:
+    return restorers is not None and part.name in restorers.summed and columns_of(part) > 0
+
+
+def _sums(name: str, summed: Sequence[Part], code: str, sidecar: bool) -> list[Part]:
+    """The part for the row sums of a shard, as large as it can become; none where no tensor carries any."""
+    most = sum(most_sums(part) for part in summed)
+    if most and sidecar:
+        raise UsageError(
+            f"{name}: the masks count on sums of rows, which a sidecar has no place for; write a container (-o), or "
+            "leave restorers out (--restorer none)"
+        )
+    return [replace(_whole(0, plan.SUMS, name, most, code), mask="1" * 8)] if most else []
+
+
+def _measured(job: _Job, jobs: int | None) -> _Job:
+    """With its restorers measured, and its plan made for the row sums that there are."""
+    if not job.rates:
+        return job
+    shard, parts = job.plan, job.plan.parts
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(path.open("rb")) for path in job.files]
+
+        def read(part: Part, begin: int, end: int) -> Bytes:
+            return _read(sources[part.source], part, (begin, end))
+
+        measured = measure(shard, job.rates, job.summed, read, jobs)
+    if shard.sums is not None:
+        size = measured.sums.size
+        parts = parts[:-1] + ((replace(parts[-1], bytes=size, stored_bytes=size),) if size else ())
+        shard = lay_out(shard.name, shard.sources, parts, device=shard.device, beside=shard.beside)
+    return replace(job, plan=shard, measured=measured)
 
 
 def _shard_name(file: SourceFile, device: str | None, sidecar: bool) -> str:
@@ -330,14 +411,15 @@ def _write_set(
         empty = Digests.empty(job.plan)
         magnitudes = _magnitudes(job, jobs)
         guards = _guards(job, granularity, magnitudes, jobs)
-        size = len(pack_metadata(info, job.plan, empty, magnitudes, {}, guards))
+        restorers = job.measured.posteriors
+        size = len(pack_metadata(info, job.plan, empty, magnitudes, {}, guards, restorers))
         superblock = Superblock(
             index, len(jobs_to_do), size, job.plan.payload_bytes, job.plan.parity_bytes, 0, 0, job.plan.beside
         )
         writer = ShardWriter(descriptor, superblock)
         digests, lost = _write_shard(job, writer, magnitudes, jobs, progress)
         losses |= {(index, part): loss for part, loss in lost.items()}
-        metadata = pack_metadata(info, job.plan, digests, magnitudes, lost, guards)
+        metadata = pack_metadata(info, job.plan, digests, magnitudes, lost, guards, restorers)
         written.append((writer, superblock, metadata))
     set_id = xxhash.xxh3_64()
     for _, _, metadata in written:
@@ -363,8 +445,12 @@ def _write_shard(
     losses: dict[int, Losses] = {}
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(path.open("rb")) for path in job.files]
+        sums = job.measured.sums
         if not (job.is_image or shard.beside):
             for index, part in enumerate(shard.parts):
+                if part.kind == plan.SUMS:
+                    writer.write_payload(part.stored_offset, sums)
+                    continue
                 loss = _store_part(sources[part.source], part, float(magnitudes[index]), writer, jobs)
                 if part.representation != "native":
                     losses[index] = loss
@@ -373,10 +459,13 @@ def _write_shard(
         whole = sources[0] if job.is_image or shard.beside else None
 
         def read(offset: int, target: Bytes) -> None:
-            if whole is not None:
-                read_exactly_into(whole, offset, target)
-            else:
+            if whole is None:
                 target[:] = writer.read_payload(offset, target.size)
+                return
+            ends = shard.payload_bytes - sums.size  # of the source; sums are behind it
+            inside = min(max(ends - offset, 0), target.size)
+            read_exactly_into(whole, offset, target[:inside])
+            target[inside:] = sums[offset + inside - ends :][: target.size - inside]
 
         def encode(place: tuple[int, int]) -> None:
             unit = shard.unit(*place)
