@@ -13,7 +13,7 @@ from ckptguard import serving
 from ckptguard.devices import DeviceMap
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
-from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET, Protected
+from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected
 from ckptguard.serving.handle import DEFAULT_BACKEND, Filename, TakeReport
 
 __all__ = ["load_file", "save_file"]
@@ -53,7 +53,7 @@ def save_file(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
-    guard: str = DEFAULT_GUARD,
+    guard: str | None = None,
     overwrite: bool = True,
     jobs: int | None = None,
     progress: work.Progress = work.silent,

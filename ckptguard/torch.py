@@ -12,7 +12,7 @@ from ckptguard.devices import DeviceMap
 from ckptguard.evaluate.frameworks import import_torch
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
-from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET, Protected
+from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected
 from ckptguard.serving import load_file, save_file
 from ckptguard.serving.handle import DEFAULT_BACKEND, Filename, TakeReport
 from ckptguard.serving.save import save_written
@@ -80,7 +80,7 @@ def save_model(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
-    guard: str = DEFAULT_GUARD,
+    guard: str | None = None,
     overwrite: bool = True,
     jobs: int | None = None,
     progress: work.Progress = work.silent,

@@ -364,7 +364,8 @@ def test_with_posterior_restorers_less_parity_and_metadata_keep_as_much(digits, 
     asked = {"evaluator": spec, "ber": 1e-2, "max_drop": 1.0, "samples": 48, "trials": 6, "seed": 2}
     model = digits / "model.safetensors"
     ranges, posterior = search(model, **asked), search(model, guard="posterior", **asked)
-    assert posterior.chosen.charged < 0.8 * ranges.chosen.charged
+    assert posterior.chosen.charged < ranges.chosen.charged
+    assert posterior.chosen.redundancy < ranges.chosen.redundancy
     subject = Subject.open(model)
     faults, _ = faults_of(subject, ber=1e-2)
     held_out = Trials(subject, f"{spec},part=2/2", faults, Stored(guard="posterior"), seed=99)

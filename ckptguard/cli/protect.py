@@ -68,7 +68,7 @@ def protect(
     Without --masks or --bits every bit is protected. The checkpoint itself is only read.
     """
     from ckptguard.pipeline.inspect import inspect as describe
-    from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET
+    from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET
     from ckptguard.pipeline.protect import protect as run
     from ckptguard.report import containers
 
@@ -86,7 +86,7 @@ def protect(
         representation=representation,
         devices=_device_map(devices, device, at),
         target=target or DEFAULT_TARGET,
-        guard=guard or DEFAULT_GUARD,
+        guard=guard,
         restorer=restorer,
         bit_error_rate=ber,
         sidecar=sidecar,

@@ -25,6 +25,7 @@ from ckptguard.devices import Device, DeviceMap
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import CheckpointError, UsageError
 from ckptguard.files import atomic_folder, atomic_writer, read_exactly_into, refuse_overlap
+from ckptguard.guards import NONE as NO_GUARD
 from ckptguard.guards import Builder, Measured, TensorGuard, check_granularity, group_words
 from ckptguard.masks import MaskSet, TensorMask
 from ckptguard.pipeline import guarding, work
@@ -102,7 +103,7 @@ def protect(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
-    guard: str = DEFAULT_GUARD,
+    guard: str | None = None,
     restorer: str | None = None,
     bit_error_rate: float | None = None,
     sidecar: bool = False,
@@ -123,7 +124,7 @@ def protect(
         devices: which tensors lie on which device.
         target: for `auto`: highest probability that a shard is not decoded wholly.
         guard: granularity of range guards: one per `tensor`, per `channel` (index of the first axis), per `group:N`
-            (N elements), or `none`.
+            (N elements), or `none`. Left out: `tensor`; `none` where masks were searched for restorers and get them.
         restorer: `posterior`: what readers need to read damaged elements as what they most likely were, in metadata
             and, for tensors that the masks name for it, in sums of rows; or `none`. Left out, as the masks were
             searched.
@@ -135,7 +136,8 @@ def protect(
         CheckpointError, MaskError, SpecError, UsageError: as their messages say, before anything is written.
     """
     source = Path(source)
-    check_granularity(guard)
+    if guard is not None:
+        check_granularity(guard)
     with contextlib.ExitStack() as stack:
         notes: list[str] = []
         if sidecar and is_torch_file(source):
@@ -147,6 +149,7 @@ def protect(
         mask_set = _mask_set(masks, bits)
         device_map = devices if isinstance(devices, DeviceMap) else DeviceMap.load(Path(devices)) if devices else None
         restorers = wanted(restorer, bit_error_rate, mask_set)
+        guard = guard or (NO_GUARD if restorers and counts_on_restorers(mask_set) else DEFAULT_GUARD)
         jobs_to_do, warnings = _plan(
             checkpoint, mask_set, code, representation, device_map, target, sidecar, source.name, restorers
         )
@@ -535,7 +538,7 @@ def _guards(
     job: _Job, granularity: str, magnitudes: npt.NDArray[np.float64], jobs: int | None
 ) -> dict[int, TensorGuard]:
     """The range guards of a shard's tensors, by part index; needed before anything is written, for their size."""
-    if granularity == "none":
+    if granularity == NO_GUARD:
         return {}
     parts = job.plan.parts
     builders: dict[int, Builder] = {}

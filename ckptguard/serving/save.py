@@ -16,7 +16,7 @@ from ckptguard.devices import DeviceMap
 from ckptguard.errors import UsageError
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
-from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET, Protected, protect
+from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected, protect
 from ckptguard.serving.handle import Filename
 
 WriteTo = Callable[[Path], None]
@@ -33,7 +33,7 @@ def save_file(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
-    guard: str = DEFAULT_GUARD,
+    guard: str | None = None,
     overwrite: bool = True,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -77,7 +77,7 @@ def save_written(
     representation: str,
     devices: DeviceMap | Path | str | None,
     target: float,
-    guard: str,
+    guard: str | None,
     overwrite: bool,
     jobs: int | None,
     progress: work.Progress,
