@@ -224,16 +224,20 @@ def _encode(dtype: DType, values: Floats) -> Words:
     values = np.minimum(values, _LARGEST[dtype.name])
     if dtype.name != "BF16":
         return values.astype("<f4" if dtype.name == "F32" else "<f2").view("<u4" if dtype.name == "F32" else "<u2")
-    wide = values.astype("<f4").view("<u4")
+    return _narrowed(values.astype("<f4").view("<u4"))
+
+
+def _narrowed(wide: Words) -> Words:
+    """Words of BF16 from those of finite float32, rounded half to even."""
     rounded: Words = ((wide + np.uint32(0x7FFF) + (wide >> 16 & 1)) >> 16).astype("<u2")
     return rounded
 
 
 def numbers(dtype: DType, words: Words) -> Floats:
     """What words stand for, in float64."""
-    if dtype.name == "BF16":
-        return (words.astype("<u4") << 16).view("<f4").astype(np.float64)
-    return words.view("<f4" if dtype.name == "F32" else "<f2").astype(np.float64)
+    wide: Words = words.astype("<u4") << np.uint32(16) if dtype.name == "BF16" else words
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return wide.view("<f2" if dtype.name == "F16" else "<f4").astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -288,8 +292,15 @@ def segment_sums(dtype: DType, words: Words, starts: Indices, stops: Indices) ->
     from ckptguard.kernels import posterior as kernel
 
     result = np.zeros(starts.size)
-    kernel.sums(words.view("<f4") if dtype.name == "F32" else numbers(dtype, words), starts, stops, result)
+    kernel.sums(_kernel_numbers(dtype, words), starts, stops, result)
     return result
+
+
+def _kernel_numbers(dtype: DType, words: Words) -> npt.NDArray[Any]:
+    """What words stand for, as kernels take it: those of F32 where they lie, of BF16 in float32, of F16 in float64."""
+    if dtype.name == "F16":
+        return numbers(dtype, words)
+    return (words if dtype.name == "F32" else words.astype("<u4") << 16).view("<f4")
 
 
 def with_sums(dtype: DType, words: Words, starts: Indices, stops: Indices, wanted: Floats) -> Words:
@@ -306,9 +317,11 @@ def with_sums_in_place(dtype: DType, words: Words, starts: Indices, stops: Indic
     """As `with_sums`, in place and fast; the same bits."""
     from ckptguard.kernels import posterior as kernel
 
-    values = words.view("<f4") if dtype.name == "F32" else numbers(dtype, words)
+    values = _kernel_numbers(dtype, words)
     kernel.correct(values, starts, stops, wanted, _LARGEST[dtype.name])
-    if dtype.name != "F32":
+    if dtype.name == "BF16":
+        words[:] = _narrowed(values.view("<u4"))
+    elif dtype.name == "F16":
         words[:] = _signed(dtype, values)
 
 
