@@ -153,17 +153,18 @@ class Restorer:
             of_0, of_1: probabilities that a stored 0, a stored 1 is read wrong.
             gain: undo the mean pull towards zero, in the direction of the weights themselves.
         """
-        chances = transitions(spread.dtype, mask, of_0, of_1)
+        used = np.flatnonzero(spread.weights)
+        chances, weights = transitions(spread.dtype, mask, of_0, of_1, used), spread.weights[used]
         sign_flips = 0.0 if mask[0] == "1" or spread.sign != MIXED else (of_0 + of_1) / 2
-        magnitudes = _magnitudes(spread.dtype)
-        joint = spread.weights[:, None] * chances  # (was, read)
+        magnitudes = _magnitudes(spread.dtype)[used]
+        joint = weights[:, None] * chances  # (was, read)
         total = joint.sum(0)
         mean = (magnitudes[:, None] * joint).sum(0) * (1 - 2 * sign_flips)
         scale = np.divide(mean, total, out=np.zeros_like(mean), where=total > 0)
         factor = 1.0
         if gain:
             kept = (magnitudes * (joint * scale).sum(1)).sum() * (1 - 2 * sign_flips)
-            whole = (spread.weights * magnitudes**2).sum()
+            whole = (weights * magnitudes**2).sum()
             factor = float(whole / kept) if kept > 0 else 1.0
         return cls(spread.dtype, scale * factor, factor, spread.sign)
 
@@ -200,13 +201,14 @@ class Restorer:
         return _encode(self.dtype, values) | signs << kind(exponent_bits + fraction_bits)
 
 
-def transitions(dtype: DType, mask: str, of_0: float, of_1: float) -> Floats:
-    """(exponents, exponents) probability that a first exponent field is read as a second one."""
+def transitions(dtype: DType, mask: str, of_0: float, of_1: float, fields: Indices) -> Floats:
+    """(fields, exponents) probability that an exponent field is read as any other."""
     exponent_bits = FIELDS[dtype.name][0]
-    result = np.ones((1, 1))
+    result = np.ones((fields.size, 1))
     for place in range(1, 1 + exponent_bits):
         wrong = (0.0, 0.0) if mask[place] == "1" else (of_0, of_1)
-        result = np.kron(result, np.array([[1 - wrong[0], wrong[0]], [wrong[1], 1 - wrong[1]]]))
+        chances = np.array([[1 - wrong[0], wrong[0]], [wrong[1], 1 - wrong[1]]])[fields >> exponent_bits - place & 1]
+        result = (result[:, :, None] * chances[:, None, :]).reshape(fields.size, -1)
     return result
 
 

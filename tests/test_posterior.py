@@ -65,7 +65,7 @@ def test_without_errors_every_word_stays_as_it_is(name):
 
 def test_the_probabilities_of_reading_exponents_are_products_over_their_bits():
     mask = "0" + "01" + "0" * 13
-    found = transitions(DTYPES["F16"], mask, 0.1, 0.3)
+    found = transitions(DTYPES["F16"], mask, 0.1, 0.3, np.arange(32))
     for was, read in itertools.product(range(32), repeat=2):
         expected = 1.0
         for place in range(5):
@@ -80,7 +80,7 @@ def test_no_other_table_has_a_smaller_expected_squared_error():
     words = words_of(generator.normal(0, 0.3, 3000), "F16")
     spread = Spread.of(DTYPES["F16"], words)
     best = Restorer.of(spread, NOTHING["F16"], 0.02, 0.03, gain=False)
-    chances = transitions(DTYPES["F16"], NOTHING["F16"], 0.02, 0.03)
+    chances = transitions(DTYPES["F16"], NOTHING["F16"], 0.02, 0.03, np.arange(32))
     magnitudes = np.exp2(np.arange(32) - 15.0)
     magnitudes[[0, 31]] = 0.0
 

@@ -30,16 +30,11 @@ class Estimator:
         guards: range guards in use, by part index.
     """
 
-    def __init__(self, shard: Shard, *, guard: bool, estimate: bool, look: Look | None = None) -> None:
-        """Nothing is read yet.
-
-        Args:
-            look: told of units (stream, unit, outcome) that are examined for the row sums in them.
-        """
+    def __init__(self, shard: Shard, *, guard: bool, estimate: bool) -> None:
         self.guards: dict[int, TensorGuard] = shard.guards if guard else {}
-        self._shard, self._guard, self._look = shard, guard, look
+        self._shard, self._guard = shard, guard
         self._posteriors = shard.posteriors if estimate else {}
-        self._restorers: dict[int, tuple[Restorer, Restorer]] = {}
+        self._restorers: dict[tuple[int, str], Restorer] = {}
         self._sums: tuple[Bytes, npt.NDArray[np.bool_]] | None = None
         self._lock = threading.Lock()
 
@@ -50,8 +45,12 @@ class Estimator:
             for piece in examined.pieces
         )
 
-    def apply(self, examined: Examined) -> list[tuple[int, Counts]]:
-        """Change native pieces that are not exact, in the unit's bytes; how much that changed, by part."""
+    def apply(self, examined: Examined, look: Look | None = None) -> list[tuple[int, Counts]]:
+        """Change native pieces that are not exact, in the unit's bytes; how much that changed, by part.
+
+        Args:
+            look: told of units (stream, unit, outcome) that are examined for the row sums in them.
+        """
         changed = []
         pieces = zip(examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True)
         for piece, outcome, where in pieces:
@@ -61,52 +60,49 @@ class Estimator:
             data = examined.bytes[where]
             if piece.part in self._posteriors:
                 lost = None if examined.lost_bits is None else examined.lost_bits[where]
-                changed.append((piece.part, self._estimate(part, piece, outcome, data, lost)))
+                changed.append((piece.part, self._estimate(part, piece, outcome, data, lost, look)))
             elif (guard := self.guards.get(piece.part)) is not None:
                 begin, proven = piece.offset - part.stored_offset, outcome.state == State.PROTECTED
                 changed.append((piece.part, guarding.restrict(part, begin, guard, data, proven)))
         return changed
 
-    def _estimate(self, part: Part, piece: Piece, outcome: PieceOutcome, data: Bytes, lost: Bytes | None) -> Counts:
+    def _estimate(
+        self, part: Part, piece: Piece, outcome: PieceOutcome, data: Bytes, lost: Bytes | None, look: Look | None
+    ) -> Counts:
         """Read a piece through its restorers, in place."""
         forced = 0
         if (guard := self.guards.get(piece.part)) is not None:
             forced = guarding.force(part, piece, guard, data)
         before = data.view(f"<u{part.dtype.word_bits // 8}")
         words = before.copy()
-        masked, bare = self._restorers_of(piece.part)
         unsure = _unsure(part, piece, outcome, lost)
         if unsure is None:
-            masked.apply_in_place(words)
-        elif unsure.all():
-            bare.apply_in_place(words)
+            self._restorer(piece.part, part.mask).apply_in_place(words)
         else:
             apart = words[unsure]
-            masked.apply_in_place(words)
-            bare.apply_in_place(apart)
+            self._restorer(piece.part, "0" * len(part.mask)).apply_in_place(apart)
+            if apart.size < words.size:
+                self._restorer(piece.part, part.mask).apply_in_place(words)
             words[unsure] = apart
-        without = not self._add_sums(part, piece, words)
+        without = not self._add_sums(part, piece, words, look)
         estimated = int(np.count_nonzero(words != before))
         data[:] = words.view(np.uint8)
         return Counts(forced, 0, estimated, int(without))
 
-    def _restorers_of(self, index: int) -> tuple[Restorer, Restorer]:
-        """Those that trust the protected bits of a part, and none of its bits."""
-        found = self._restorers.get(index)
+    def _restorer(self, index: int, trusted: str) -> Restorer:
+        """The restorer of a part that trusts these bits."""
+        found = self._restorers.get((index, trusted))
         if found is None:
-            part, known = self._shard.plan.parts[index], self._posteriors[index]
-            masked, bare = (
-                Restorer.of(known.spread, mask, known.of_0, known.of_1) for mask in (part.mask, "0" * len(part.mask))
-            )
-            found = self._restorers[index] = masked, bare
+            known = self._posteriors[index]
+            found = self._restorers[index, trusted] = Restorer.of(known.spread, trusted, known.of_0, known.of_1)
         return found
 
-    def _add_sums(self, part: Part, piece: Piece, words: Words) -> bool:
+    def _add_sums(self, part: Part, piece: Piece, words: Words, look: Look | None) -> bool:
         """Give the row segments of a piece the sums they had, in place; False where these are lost."""
         levels, place = self._posteriors[piece.part].levels, self._places.get(piece.index)
         if levels is None or not place:
             return True
-        stored, known = self._load_sums()
+        stored, known = self._load_sums(look)
         here = slice(place.start, place.stop)
         if not known[here].all():
             return False
@@ -119,14 +115,14 @@ class Estimator:
         """Piece -> where its row sums lie."""
         return sum_places(self._shard.plan, [index for index, one in self._posteriors.items() if one.levels])
 
-    def _load_sums(self) -> tuple[Bytes, npt.NDArray[np.bool_]]:
+    def _load_sums(self, look: Look | None) -> tuple[Bytes, npt.NDArray[np.bool_]]:
         """All row sums, decoded once, and which of them are proved by a digest."""
         with self._lock:
             if self._sums is None:
-                self._sums = self._read_sums()
+                self._sums = self._read_sums(look)
             return self._sums
 
-    def _read_sums(self) -> tuple[Bytes, npt.NDArray[np.bool_]]:
+    def _read_sums(self, look: Look | None) -> tuple[Bytes, npt.NDArray[np.bool_]]:
         shard = self._shard
         index = shard.plan.sums
         assert index is not None  # `posteriors.read` has held levels against the plan
@@ -134,8 +130,8 @@ class Estimator:
         stored, known = np.zeros(part.stored_bytes, np.uint8), np.zeros(part.stored_bytes, np.bool_)
         for stream, unit in shard.plan.units_of_part(index, 0, part.stored_bytes):
             examined = examine(shard, stream, unit, guard=self._guard)
-            if self._look is not None:
-                self._look(stream, unit, examined)
+            if look is not None:
+                look(stream, unit, examined)
             pieces = zip(examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True)
             for piece, outcome, where in pieces:
                 if piece.part == index:

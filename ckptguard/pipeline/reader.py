@@ -91,10 +91,7 @@ class Reader:
         self._shards = shards
         self._on_error = on_error
         self._guard = guard
-        self._estimators = [
-            Estimator(shard, guard=guard, estimate=estimate, look=partial(self._count_unit, index))
-            for index, shard in enumerate(shards)
-        ]
+        self._estimators = [Estimator(shard, guard=guard, estimate=estimate) for shard in shards]
         self._guards: list[dict[int, TensorGuard]] = [one.guards for one in self._estimators]
         self._restricted: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
         self._jobs = jobs
@@ -373,7 +370,7 @@ class Reader:
             return []
         if examined.bytes is examined.read:
             examined.bytes = examined.read.copy()
-        return estimator.apply(examined)
+        return estimator.apply(examined, partial(self._count_unit, shard))
 
     def _cached(self, key: _Key) -> Examined | None:
         with self._lock:
