@@ -65,7 +65,11 @@ class Network:
         """On a part of the training data."""
         if self.gradients:
             return f"{HERE}/{self.train}"
-        return f"{self._spec(self.train)},part=1/20"
+        return self.training(1, 20)
+
+    def training(self, part: int, parts: int) -> str:
+        """A part of the training data; two of them share no input."""
+        return f"{self._spec(self.train)},part={part}/{parts}"
 
     def _spec(self, source: str) -> str:
         return (
@@ -180,22 +184,30 @@ def compare(
     for bits in top:
         bench.add(f"uniform, top {bits}", MaskSet.top(bits), "none", 0, draws)
     for path in agents:
-        if path.exists():
-            masks = MaskSet.load(path)
-            note = masks.provenance
-            bench.add(f"{note['method']}, {note['episodes']} episodes", masks, "none", float(note["seconds"]))
+        masks = MaskSet.load(path)
+        note = masks.provenance
+        learning = note["learning"]
+        bench.add(f"{note['method']}, {learning['episodes']} episodes", masks, "none", learning["seconds"], draws)
     for guard, several in budgets.items():
         for budget in several:
             masks, seconds = bench.find("fisher", budget, guard)
             bench.add("fisher", masks, guard, seconds, draws)
 
 
+def masks_of_agent(models: Path, method: str, name: str, representation: str) -> Path:
+    """Where `reproductions.agents` keeps the masks."""
+    return models / f"{method}-{name}-{representation.replace(':', '')}.json"
+
+
+def masks_of_agents(models: Path, name: str, representation: str) -> list[Path]:
+    """Of those that have learned."""
+    return [path for one in METHODS if (path := masks_of_agent(models, one, name, representation)).exists()]
+
+
 def vdcnn(models: Path) -> dict[str, Any]:
     """Float32, ideal and BCH."""
     found = {}
-    agents = [
-        models / f"{method}-native.json" for method in ("topbits-ddpg", "bitmask-ddpg", "bitmask-sac", "topbits-ppo")
-    ]
+    agents = masks_of_agents(models, "vdcnn", "native")
     for code in ("ideal", BCH["native"]):
         scale = 1.0 if code == "ideal" else 2.2
         print(f"\n### float32, {code}\n", flush=True)
@@ -213,7 +225,7 @@ def vdcnn(models: Path) -> dict[str, Any]:
 def vdcnn_fixed(models: Path) -> dict[str, Any]:
     """8-bit fixed point."""
     found = {}
-    agents = [models / f"{method}-fixed8.json" for method in ("topbits-ddpg", "bitmask-ddpg")]
+    agents = masks_of_agents(models, "vdcnn", "fixed:8")
     for code in ("ideal", BCH["fixed:8"]):
         scale = 1.0 if code == "ideal" else 2.35
         print(f"\n### fixed:8, {code}\n", flush=True)
@@ -236,7 +248,7 @@ def resnets(models: Path) -> dict[str, Any]:
         budgets = {"none": (0.014, 0.018), "tensor": (0.007, 0.01, 0.014), "posterior": (0.007, 0.01, 0.014)}
         if name == "resnet18":
             budgets = {"none": (0.004, 0.008), "tensor": (0.0005, 0.001, 0.002), "posterior": (0.0005, 0.001, 0.002)}
-        compare(bench, [models / f"topbits-ddpg-{name}.json"], (8, 9), budgets, 10 if name == "resnet20" else 6)
+        compare(bench, masks_of_agents(models, name, "native"), (8, 9), budgets, 10 if name == "resnet20" else 6)
         found[name] = bench.rows
     return found
 

@@ -1,6 +1,6 @@
 """SEC-DED on rows of lanes: sums of the check rows, and the match of every column of the check matrix at once.
 
-For the match lanes are taken 512 at a time, as one vector, with the check rows in registers; a column of the matrix is
+To be matched, lanes are taken 512 at a time, as one vector, with the check rows in registers; a column of the matrix is
 eight words, all ones or all zeros. Plain LLVM vector IR, which runs on any processor.
 """
 
@@ -47,22 +47,44 @@ def _pattern(builder: Any, patterns: Any, row: Any) -> list[Any]:
 
 
 @intrinsic
-def _match(context, rows, patterns, syndrome, stride, dirty, matches):
-    """For every column, the dirty ones of 512 lanes whose syndrome it is: (rows, 8) words at `matches`."""
+def _flip(context, rows, patterns, syndrome, stride, dirty, target, found):
+    """In each of the rows at `target`, flip the dirty ones of 512 lanes whose syndrome is the row's column.
+
+    Rows of all matrices lie `stride` bytes apart. The lanes are added to the (8,) words at `found`.
+    """
 
     def generate(context, builder, signature, arguments):
-        rows, patterns, syndrome, stride, dirty, matches = arguments
+        rows, patterns, syndrome, stride, dirty, target, found = arguments
         near = [builder.load(_place(builder, syndrome, ir.Constant(_I64, r), stride), align=8) for r in range(CHECKS)]
         wrong = builder.load(builder.inttoptr(dirty, _VECTOR.as_pointer()), align=8)
+        sum_place = builder.inttoptr(found, _VECTOR.as_pointer())
 
         with cgutils.for_range(builder, rows) as loop:
             lanes = wrong
             for value, pattern in zip(near, _pattern(builder, patterns, loop.index), strict=True):
                 lanes = builder.and_(lanes, builder.not_(builder.xor(value, pattern)))
-            builder.store(lanes, _place(builder, matches, loop.index, ir.Constant(_I64, 64)), align=8)
+            place = _place(builder, target, loop.index, stride)
+            # Stored whether there is a match or not: at rates that matter a branch would be guessed wrong too often.
+            builder.store(builder.xor(builder.load(place, align=8), lanes), place, align=8)
+            builder.store(builder.or_(builder.load(sum_place, align=8), lanes), sum_place, align=8)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 6), generate
+    return types.void(*[types.intp] * 7), generate
+
+
+@intrinsic
+def _tell(context, found, dirty, flips):
+    """Of 64 lanes: 1 where a flip was found, -1 where a lane is dirty and none was, else 0; int32 at `flips`."""
+
+    def generate(context, builder, signature, arguments):
+        found, dirty, flips = arguments
+        masks, numbers = ir.VectorType(ir.IntType(1), 64), ir.VectorType(ir.IntType(32), 64)
+        wrong = builder.sext(builder.bitcast(dirty, masks), numbers)
+        told = builder.select(builder.bitcast(found, masks), ir.Constant(numbers, [1] * 64), wrong)
+        builder.store(told, builder.inttoptr(flips, numbers.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, types.intp), generate
 
 
 @njit(cache=True, nogil=True)
@@ -130,39 +152,18 @@ def correct(
         columns: (bits,) uint8, all different and of odd weight of at least 3.
         flips: (64 * lane_words,) int32 of zeros; 1 and -1 are written.
     """
-    bits, checks = columns.size, parity.shape[0]
-    patterns = _patterns(np.append(columns, np.array([1 << r for r in range(checks)], np.uint8)))
-    matches = np.empty((bits + checks, 8), np.uint64)
+    bits, checks, stride = columns.size, parity.shape[0], 8 * syndrome.shape[1]
+    own = np.array([1 << r for r in range(checks)], np.uint8)
+    patterns, own_patterns = _patterns(columns), _patterns(own)
     dirty = np.zeros(syndrome.shape[1], np.uint64)
-    found = np.empty(8, np.uint64)
+    found = np.zeros(dirty.size, np.uint64)
     any_of(syndrome, dirty)
     for begin in range(0, dirty.size, 8):
         if not dirty[begin : begin + 8].any():
             continue
-        _match(
-            bits + checks,
-            patterns.ctypes.data,
-            syndrome.ctypes.data + 8 * begin,
-            8 * dirty.size,
-            dirty.ctypes.data + 8 * begin,
-            matches.ctypes.data,
-        )
-        found[:] = np.uint64(0)
-        for i in range(bits + checks):
-            some = np.uint64(0)
-            for column in range(8):
-                some |= matches[i, column]
-            if some == np.uint64(0):
-                continue
-            for column in range(8):
-                found[column] |= matches[i, column]
-                if i < bits:
-                    message[i, begin + column] ^= matches[i, column]
-                else:
-                    parity[i - bits, begin + column] ^= matches[i, column]
-        for column in range(8):
-            lane, wrong, one = 64 * (begin + column), dirty[begin + column], found[column]
-            for bit in range(64):
-                flips[lane + bit] = np.int32((one >> np.uint64(bit)) & np.uint64(1)) * np.int32(2) - np.int32(
-                    (wrong >> np.uint64(bit)) & np.uint64(1)
-                )
+        at = 8 * begin
+        lanes = syndrome.ctypes.data + at, stride, dirty.ctypes.data + at
+        _flip(bits, patterns.ctypes.data, *lanes, message.ctypes.data + at, found.ctypes.data + at)
+        _flip(checks, own_patterns.ctypes.data, *lanes, parity.ctypes.data + at, found.ctypes.data + at)
+        for word in range(begin, begin + 8):
+            _tell(found[word], dirty[word], flips.ctypes.data + 256 * word)
