@@ -1,7 +1,7 @@
 """SEC-DED on rows of lanes: sums of the check rows, and the match of every column of the check matrix at once.
 
-To be matched, lanes are taken 512 at a time, as one vector, with the check rows in registers; a column of the matrix is
-eight words, all ones or all zeros. Plain LLVM vector IR, which runs on any processor.
+To be matched, 512 lanes are taken at a time, as one vector; a column of the matrix is eight words, all ones or all
+zeros. Plain LLVM vector IR, which runs on any processor.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
@@ -28,18 +28,17 @@ _I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_I64, 8)
 
 
-def _place(builder: Any, address: Any, row: Any, stride: Any) -> Any:
-    """Pointer to the vector in a row of a matrix."""
-    return builder.inttoptr(builder.add(address, builder.mul(row, stride)), _VECTOR.as_pointer())
+def _vector(builder: Any, address: Any, offset: Any) -> Any:
+    """Pointer to the vector so many bytes behind an address."""
+    return builder.inttoptr(builder.add(address, offset), _VECTOR.as_pointer())
 
 
-def _pattern(builder: Any, patterns: Any, row: Any) -> list[Any]:
+def _pattern(builder: Any, pattern: Any) -> list[Any]:
     """The eight words of a column of the check matrix, each in all words of a vector."""
-    first = builder.mul(row, ir.Constant(_I64, CHECKS))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8)
     vectors = []
     for r in range(CHECKS):
-        address = builder.add(patterns, builder.mul(builder.add(first, ir.Constant(_I64, r)), ir.Constant(_I64, 8)))
+        address = builder.add(pattern, ir.Constant(_I64, 8 * r))
         word = builder.load(builder.inttoptr(address, _I64.as_pointer()), align=8)
         one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), word, ir.Constant(ir.IntType(32), 0))
         vectors.append(builder.shuffle_vector(one, one, zeros))
@@ -47,29 +46,28 @@ def _pattern(builder: Any, patterns: Any, row: Any) -> list[Any]:
 
 
 @intrinsic
-def _flip(context, rows, patterns, syndrome, stride, dirty, target, found):
-    """In each of the rows at `target`, flip the dirty ones of 512 lanes whose syndrome is the row's column.
+def _flip(context, size, pattern, syndrome, dirty, row, found):
+    """Flip in a row those dirty lanes whose syndrome is the row's column; they are added to `found`.
 
-    Rows of all matrices lie `stride` bytes apart. The lanes are added to the (8,) words at `found`.
+    A row has `size` bytes, a multiple of 64; so have the eight of the syndrome, one behind the other.
     """
 
     def generate(context, builder, signature, arguments):
-        rows, patterns, syndrome, stride, dirty, target, found = arguments
-        near = [builder.load(_place(builder, syndrome, ir.Constant(_I64, r), stride), align=8) for r in range(CHECKS)]
-        wrong = builder.load(builder.inttoptr(dirty, _VECTOR.as_pointer()), align=8)
-        sum_place = builder.inttoptr(found, _VECTOR.as_pointer())
-
-        with cgutils.for_range(builder, rows) as loop:
-            lanes = wrong
-            for value, pattern in zip(near, _pattern(builder, patterns, loop.index), strict=True):
-                lanes = builder.and_(lanes, builder.not_(builder.xor(value, pattern)))
-            place = _place(builder, target, loop.index, stride)
-            # Stored whether there is a match or not: at rates that matter a branch would be guessed wrong too often.
-            builder.store(builder.xor(builder.load(place, align=8), lanes), place, align=8)
-            builder.store(builder.or_(builder.load(sum_place, align=8), lanes), sum_place, align=8)
+        size, pattern, syndrome, dirty, row, found = arguments
+        column = _pattern(builder, pattern)
+        with cgutils.for_range(builder, builder.udiv(size, ir.Constant(_I64, 64))) as loop:
+            offset = builder.mul(loop.index, ir.Constant(_I64, 64))
+            lanes = builder.load(_vector(builder, dirty, offset), align=8)
+            for r, pattern_word in enumerate(column):
+                near = builder.add(offset, builder.mul(size, ir.Constant(_I64, r)))
+                value = builder.load(_vector(builder, syndrome, near), align=8)
+                lanes = builder.and_(lanes, builder.not_(builder.xor(value, pattern_word)))
+            for address, combine in ((row, builder.xor), (found, builder.or_)):
+                place = _vector(builder, address, offset)
+                builder.store(combine(builder.load(place, align=8), lanes), place, align=8)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 7), generate
+    return types.void(*[types.intp] * 6), generate
 
 
 @intrinsic
@@ -152,18 +150,22 @@ def correct(
         columns: (bits,) uint8, all different and of odd weight of at least 3.
         flips: (64 * lane_words,) int32 of zeros; 1 and -1 are written.
     """
-    bits, checks, stride = columns.size, parity.shape[0], 8 * syndrome.shape[1]
-    own = np.array([1 << r for r in range(checks)], np.uint8)
-    patterns, own_patterns = _patterns(columns), _patterns(own)
     dirty = np.zeros(syndrome.shape[1], np.uint64)
-    found = np.zeros(dirty.size, np.uint64)
     any_of(syndrome, dirty)
-    for begin in range(0, dirty.size, 8):
-        if not dirty[begin : begin + 8].any():
-            continue
-        at = 8 * begin
-        lanes = syndrome.ctypes.data + at, stride, dirty.ctypes.data + at
-        _flip(bits, patterns.ctypes.data, *lanes, message.ctypes.data + at, found.ctypes.data + at)
-        _flip(checks, own_patterns.ctypes.data, *lanes, parity.ctypes.data + at, found.ctypes.data + at)
-        for word in range(begin, begin + 8):
-            _tell(found[word], dirty[word], flips.ctypes.data + 256 * word)
+    if not dirty.any():
+        return
+    found = np.zeros(dirty.size, np.uint64)
+    own = np.array([1 << r for r in range(parity.shape[0])], np.uint8)
+    # Row by row: the rows lie 4 KiB apart, so that a load from one waits for a store to another at the same place.
+    for rows, patterns in ((message, _patterns(columns)), (parity, _patterns(own))):
+        for i in range(rows.shape[0]):
+            _flip(
+                8 * dirty.size,
+                patterns[i].ctypes.data,
+                syndrome.ctypes.data,
+                dirty.ctypes.data,
+                rows[i].ctypes.data,
+                found.ctypes.data,
+            )
+    for word in range(dirty.size):
+        _tell(found[word], dirty[word], flips.ctypes.data + 256 * word)
