@@ -16,7 +16,7 @@ RUNS = {64 << 20: 5, 256 << 20: 5, 1 << 30: 5}  # more where the start of the pr
 
 
 def rows(limits: Limits, sizes: tuple[int, ...] = SIZES) -> list[Row]:
-    """Seconds and largest memory of four commands at growing sizes, one thread; of several runs that of least user time.
+    """Seconds and largest memory of four commands at growing sizes, one thread; of several runs that of least time.
 
     A GiB between the two largest sizes is held against one between the third largest and the second: both differences
     are free of the start of the process. User time is free of the disk, and of pages that the system has to find.
