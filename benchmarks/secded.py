@@ -69,6 +69,6 @@ def rows(limits: Limits, rounds: int = ROUNDS, size: int = 64 << 20) -> list[Row
             timings["decode"],
             5.0,
             [(copy, None)],
-            bound="nearly every 512 lanes hold a flip: 72 columns are matched with 8 syndrome rows, 9 operations each",
+            bound="the sums, and every row once more: 72 columns matched with 8 syndrome rows, 9 operations each",
         )
     ]

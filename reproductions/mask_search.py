@@ -23,8 +23,10 @@ import torch
 from ckptguard.campaign.statistics import mean_interval
 from ckptguard.campaign.subject import Subject
 from ckptguard.devices import Device, DeviceMap
-from ckptguard.masks import MaskSet, similarity
+from ckptguard.masks import MaskSet, Rule, similarity
 from ckptguard.pipeline.work import silent
+from ckptguard.search.frontier import exactly
+from ckptguard.search.learning import is_float
 from ckptguard.search.methods import METHODS
 from ckptguard.search.paths import MaskPath
 from ckptguard.search.problem import Problem, faults_of
@@ -65,7 +67,11 @@ class Network:
         """On a part of the training data."""
         if self.gradients:
             return f"{HERE}/{self.train}"
-        return f"{self._spec(self.train)},part=1/20"
+        return self.training(1, 20)
+
+    def training(self, part: int, parts: int) -> str:
+        """A part of the training data; two of them share no input."""
+        return f"{self._spec(self.train)},part={part}/{parts}"
 
     def _spec(self, source: str) -> str:
         return (
@@ -178,24 +184,38 @@ def compare(
     """Uniform, agents, Fisher without and with restorers, at several budgets."""
     print(HEAD, flush=True)
     for bits in top:
-        bench.add(f"uniform, top {bits}", MaskSet.top(bits), "none", 0, draws)
+        bench.add(f"uniform, top {bits}", uniform(bench, bits), "none", 0, draws)
     for path in agents:
-        if path.exists():
-            masks = MaskSet.load(path)
-            note = masks.provenance
-            bench.add(f"{note['method']}, {note['episodes']} episodes", masks, "none", float(note["seconds"]))
+        masks = MaskSet.load(path)
+        note = masks.provenance
+        learning = note["learning"]
+        bench.add(f"{note['method']}, {learning['episodes']} episodes", masks, "none", learning["seconds"], draws)
     for guard, several in budgets.items():
         for budget in several:
             masks, seconds = bench.find("fisher", budget, guard)
             bench.add("fisher", masks, guard, seconds, draws)
 
 
+def uniform(bench: Bench, bits: int) -> MaskSet:
+    """The same top bits of all numbers; whole integers, as in every other row: a wrong index is no inaccuracy."""
+    floats = tuple(exactly(name) for name, one in bench.subject.tensors.items() if is_float(one.dtype))
+    return MaskSet((Rule(floats, f"top:{bits}"), Rule(("*",), "all")))
+
+
+def masks_of_agent(models: Path, method: str, name: str, representation: str) -> Path:
+    """Where `reproductions.agents` keeps the masks."""
+    return models / f"{method}-{name}-{representation.replace(':', '')}.json"
+
+
+def masks_of_agents(models: Path, name: str, representation: str) -> list[Path]:
+    """Of those that have learned."""
+    return [path for one in METHODS if (path := masks_of_agent(models, one, name, representation)).exists()]
+
+
 def vdcnn(models: Path) -> dict[str, Any]:
     """Float32, ideal and BCH."""
     found = {}
-    agents = [
-        models / f"{method}-native.json" for method in ("topbits-ddpg", "bitmask-ddpg", "bitmask-sac", "topbits-ppo")
-    ]
+    agents = masks_of_agents(models, "vdcnn", "native")
     for code in ("ideal", BCH["native"]):
         scale = 1.0 if code == "ideal" else 2.2
         print(f"\n### float32, {code}\n", flush=True)
@@ -213,7 +233,7 @@ def vdcnn(models: Path) -> dict[str, Any]:
 def vdcnn_fixed(models: Path) -> dict[str, Any]:
     """8-bit fixed point."""
     found = {}
-    agents = [models / f"{method}-fixed8.json" for method in ("topbits-ddpg", "bitmask-ddpg")]
+    agents = masks_of_agents(models, "vdcnn", "fixed:8")
     for code in ("ideal", BCH["fixed:8"]):
         scale = 1.0 if code == "ideal" else 2.35
         print(f"\n### fixed:8, {code}\n", flush=True)
@@ -236,7 +256,7 @@ def resnets(models: Path) -> dict[str, Any]:
         budgets = {"none": (0.014, 0.018), "tensor": (0.007, 0.01, 0.014), "posterior": (0.007, 0.01, 0.014)}
         if name == "resnet18":
             budgets = {"none": (0.004, 0.008), "tensor": (0.0005, 0.001, 0.002), "posterior": (0.0005, 0.001, 0.002)}
-        compare(bench, [models / f"topbits-ddpg-{name}.json"], (8, 9), budgets, 10 if name == "resnet20" else 6)
+        compare(bench, masks_of_agents(models, name, "native"), (8, 9), budgets, 10 if name == "resnet20" else 6)
         found[name] = bench.rows
     return found
 
@@ -295,7 +315,7 @@ def towers(models: Path) -> dict[str, Any]:
                 row["bits"] = shares(bench, masks)
                 print(f"protected bits per weight: {row['bits']}", flush=True)
         for bits in (4, 8):
-            bench.add(f"uniform, top {bits}", MaskSet.top(bits), "none", 0)
+            bench.add(f"uniform, top {bits}", uniform(bench, bits), "none", 0)
         found[f"{bad} on 1e-2"] = bench.rows
     return found
 

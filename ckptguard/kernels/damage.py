@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from ckptguard.kernels.jit import njit
 
 F64 = npt.NDArray[np.float64]
 U32 = npt.NDArray[np.uint32]

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from ckptguard.kernels.jit import njit
 from ckptguard.kernels.sampling import _count, _draw, _mix, _start
 
 U64 = npt.NDArray[np.uint64]

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic as numba_intrinsic
+
+from ckptguard.kernels.jit import njit
 
 Words = npt.NDArray[np.unsignedinteger]
 

@@ -1,7 +1,7 @@
 """SEC-DED on rows of lanes: sums of the check rows, and the match of every column of the check matrix at once.
 
-For the match lanes are taken 512 at a time, as one vector, with the check rows in registers; a column of the matrix is
-eight words, all ones or all zeros. Plain LLVM vector IR, which runs on any processor.
+To be matched, 512 lanes are taken at a time, as one vector; a column of the matrix is eight words, all ones or all
+zeros. Plain LLVM vector IR, which runs on any processor.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
@@ -28,18 +28,17 @@ _I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_I64, 8)
 
 
-def _place(builder: Any, address: Any, row: Any, stride: Any) -> Any:
-    """Pointer to the vector in a row of a matrix."""
-    return builder.inttoptr(builder.add(address, builder.mul(row, stride)), _VECTOR.as_pointer())
+def _vector(builder: Any, address: Any, offset: Any) -> Any:
+    """Pointer to the vector so many bytes behind an address."""
+    return builder.inttoptr(builder.add(address, offset), _VECTOR.as_pointer())
 
 
-def _pattern(builder: Any, patterns: Any, row: Any) -> list[Any]:
+def _pattern(builder: Any, pattern: Any) -> list[Any]:
     """The eight words of a column of the check matrix, each in all words of a vector."""
-    first = builder.mul(row, ir.Constant(_I64, CHECKS))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8)
     vectors = []
     for r in range(CHECKS):
-        address = builder.add(patterns, builder.mul(builder.add(first, ir.Constant(_I64, r)), ir.Constant(_I64, 8)))
+        address = builder.add(pattern, ir.Constant(_I64, 8 * r))
         word = builder.load(builder.inttoptr(address, _I64.as_pointer()), align=8)
         one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), word, ir.Constant(ir.IntType(32), 0))
         vectors.append(builder.shuffle_vector(one, one, zeros))
@@ -47,22 +46,43 @@ def _pattern(builder: Any, patterns: Any, row: Any) -> list[Any]:
 
 
 @intrinsic
-def _match(context, rows, patterns, syndrome, stride, dirty, matches):
-    """For every column, the dirty ones of 512 lanes whose syndrome it is: (rows, 8) words at `matches`."""
+def _flip(context, size, pattern, syndrome, dirty, row, found):
+    """Flip in a row those dirty lanes whose syndrome is the row's column; they are added to `found`.
+
+    A row has `size` bytes, a multiple of 64; so have the eight of the syndrome, one behind the other.
+    """
 
     def generate(context, builder, signature, arguments):
-        rows, patterns, syndrome, stride, dirty, matches = arguments
-        near = [builder.load(_place(builder, syndrome, ir.Constant(_I64, r), stride), align=8) for r in range(CHECKS)]
-        wrong = builder.load(builder.inttoptr(dirty, _VECTOR.as_pointer()), align=8)
-
-        with cgutils.for_range(builder, rows) as loop:
-            lanes = wrong
-            for value, pattern in zip(near, _pattern(builder, patterns, loop.index), strict=True):
-                lanes = builder.and_(lanes, builder.not_(builder.xor(value, pattern)))
-            builder.store(lanes, _place(builder, matches, loop.index, ir.Constant(_I64, 64)), align=8)
+        size, pattern, syndrome, dirty, row, found = arguments
+        column = _pattern(builder, pattern)
+        with cgutils.for_range(builder, builder.udiv(size, ir.Constant(_I64, 64))) as loop:
+            offset = builder.mul(loop.index, ir.Constant(_I64, 64))
+            lanes = builder.load(_vector(builder, dirty, offset), align=8)
+            for r, pattern_word in enumerate(column):
+                near = builder.add(offset, builder.mul(size, ir.Constant(_I64, r)))
+                value = builder.load(_vector(builder, syndrome, near), align=8)
+                lanes = builder.and_(lanes, builder.not_(builder.xor(value, pattern_word)))
+            for address, combine in ((row, builder.xor), (found, builder.or_)):
+                place = _vector(builder, address, offset)
+                builder.store(combine(builder.load(place, align=8), lanes), place, align=8)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 6), generate
+
+
+@intrinsic
+def _tell(context, found, dirty, flips):
+    """Of 64 lanes: 1 where a flip was found, -1 where a lane is dirty and none was, else 0; int32 at `flips`."""
+
+    def generate(context, builder, signature, arguments):
+        found, dirty, flips = arguments
+        masks, numbers = ir.VectorType(ir.IntType(1), 64), ir.VectorType(ir.IntType(32), 64)
+        wrong = builder.sext(builder.bitcast(dirty, masks), numbers)
+        told = builder.select(builder.bitcast(found, masks), ir.Constant(numbers, [1] * 64), wrong)
+        builder.store(told, builder.inttoptr(flips, numbers.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, types.intp), generate
 
 
 @njit(cache=True, nogil=True)
@@ -130,39 +150,22 @@ def correct(
         columns: (bits,) uint8, all different and of odd weight of at least 3.
         flips: (64 * lane_words,) int32 of zeros; 1 and -1 are written.
     """
-    bits, checks = columns.size, parity.shape[0]
-    patterns = _patterns(np.append(columns, np.array([1 << r for r in range(checks)], np.uint8)))
-    matches = np.empty((bits + checks, 8), np.uint64)
     dirty = np.zeros(syndrome.shape[1], np.uint64)
-    found = np.empty(8, np.uint64)
     any_of(syndrome, dirty)
-    for begin in range(0, dirty.size, 8):
-        if not dirty[begin : begin + 8].any():
-            continue
-        _match(
-            bits + checks,
-            patterns.ctypes.data,
-            syndrome.ctypes.data + 8 * begin,
-            8 * dirty.size,
-            dirty.ctypes.data + 8 * begin,
-            matches.ctypes.data,
-        )
-        found[:] = np.uint64(0)
-        for i in range(bits + checks):
-            some = np.uint64(0)
-            for column in range(8):
-                some |= matches[i, column]
-            if some == np.uint64(0):
-                continue
-            for column in range(8):
-                found[column] |= matches[i, column]
-                if i < bits:
-                    message[i, begin + column] ^= matches[i, column]
-                else:
-                    parity[i - bits, begin + column] ^= matches[i, column]
-        for column in range(8):
-            lane, wrong, one = 64 * (begin + column), dirty[begin + column], found[column]
-            for bit in range(64):
-                flips[lane + bit] = np.int32((one >> np.uint64(bit)) & np.uint64(1)) * np.int32(2) - np.int32(
-                    (wrong >> np.uint64(bit)) & np.uint64(1)
-                )
+    if not dirty.any():
+        return
+    found = np.zeros(dirty.size, np.uint64)
+    own = np.array([1 << r for r in range(parity.shape[0])], np.uint8)
+    # Row by row: the rows lie 4 KiB apart, so that a load from one waits for a store to another at the same place.
+    for rows, patterns in ((message, _patterns(columns)), (parity, _patterns(own))):
+        for i in range(rows.shape[0]):
+            _flip(
+                8 * dirty.size,
+                patterns[i].ctypes.data,
+                syndrome.ctypes.data,
+                dirty.ctypes.data,
+                rows[i].ctypes.data,
+                found.ctypes.data,
+            )
+    for word in range(dirty.size):
+        _tell(found[word], dirty[word], flips.ctypes.data + 256 * word)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from ckptguard.pipeline.posteriors import Restorers, can_have, columns_of, measu
 from ckptguard.pipeline.shard import Digests, make_info, pack_metadata
 from ckptguard.pipeline.units import gather_words, protected_digests, raw_digests, runs, unit_bytes
 from ckptguard.pipeline.wanted import POSTERIOR, Pair, Wanted, counts_on_restorers, wanted
-from ckptguard.plan import FILES_CODE, Part, ShardPlan, Source, lay_out
+from ckptguard.plan import FILES_CODE, Part, ShardPlan, Source, Unit, lay_out
 from ckptguard.representations.base import Losses
 
 DEFAULT_CODE = "bch:8191,6722"
@@ -42,6 +43,7 @@ DEFAULT_TARGET = 1e-9
 DEFAULT_GUARD = "tensor"
 FILES_SHARD = "files" + SUFFIX
 CHUNK_BYTES = 8 << 20
+_WRITE_BYTES = 16 << 20
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -465,19 +467,25 @@ def _write_shard(
             if whole is None:
                 target[:] = writer.read_payload(offset, target.size)
                 return
-            ends = shard.payload_bytes - sums.size  # of the source; sums are behind it
-            inside = min(max(ends - offset, 0), target.size)
+            border = shard.payload_bytes - sums.size  # between the source and the sums behind it
+            inside = min(max(border - offset, 0), target.size)
             read_exactly_into(whole, offset, target[:inside])
-            target[inside:] = sums[offset + inside - ends :][: target.size - inside]
+            target[inside:] = sums[offset + inside - border :][: target.size - inside]
 
-        def encode(place: tuple[int, int]) -> None:
-            unit = shard.unit(*place)
-            stream = shard.streams[unit.stream]
-            data = room.take(unit_bytes(unit))
-            for offset, where in runs(unit):
+        def write(places: Sequence[tuple[int, int]]) -> None:
+            units = [shard.unit(*place) for place in places]
+            ends = list(accumulate((unit_bytes(unit) for unit in units), initial=0))
+            data = room.take(ends[-1])
+            for offset, where in runs(piece for unit in units for piece in unit.pieces):
                 read(offset, data[where])
                 if whole is not None and not shard.beside:
                     writer.write_payload(offset, data[where])
+            for unit, (begin, end) in zip(units, pairwise(ends), strict=True):
+                encode(unit, data[begin:end])
+            room.give(data)
+
+        def encode(unit: Unit, data: Bytes) -> None:
+            stream = shard.streams[unit.stream]
             words: Words = gather_words(unit, data)
             first = unit.pieces[0].index
             here = slice(first, first + len(unit.pieces))
@@ -487,12 +495,23 @@ def _write_shard(
                 parity = stream.code.encode(words, stream.mask)
                 digests.parity[unit.parity_digest] = xxhash.xxh3_64_intdigest(parity.data)
                 writer.write_parity(unit.parity_offset, parity)
-            room.give(data)
 
-        units = shard.all_units()
-        for _ in work.run(encode, units, jobs=jobs, step=f"protect {shard.name}", total=len(units), progress=progress):
+        batches = list(_batches(shard))
+        step = f"protect {shard.name}"
+        for _ in work.run(write, batches, jobs=jobs, step=step, total=len(batches), progress=progress):
             pass
     return digests, losses
+
+
+def _batches(shard: ShardPlan) -> Iterator[list[tuple[int, int]]]:
+    """(stream, unit) of all units, several neighbours of a stream at a time.
+
+    What is written in large stretches lies in large pages of the cache, and reading it through a map is twice as fast.
+    """
+    for index, stream in enumerate(shard.streams):
+        count = max(1, _WRITE_BYTES // (8 * stream.unit_words))
+        for first in range(0, stream.units, count):
+            yield [(index, unit) for unit in range(first, min(first + count, stream.units))]
 
 
 def _chunks(part: Part) -> Iterator[tuple[int, int]]:

@@ -45,6 +45,7 @@ ON_ERROR = ("raise", "raw", "null")
 _CACHED_UNITS = 8
 _SPAN_BYTES = 4 << 20
 _MAP_BYTES = 16 << 20  # looked at in one task where nothing is read into buffers
+_MAP_MANY = 8  # fewer such tasks take no longer than threads take to start
 _READ_BYTES = 1 << 20  # so much is read before it is hashed: it is still in the cache then
 
 Bytes = npt.NDArray[np.uint8]
@@ -488,7 +489,7 @@ class Reader:
         touched = [self._shards[shard].plan.pieces_of_part(index, begin, end) for begin, end in stretches]
         indices = np.unique(np.concatenate([np.arange(one.start, one.stop) for one in touched or [range(0)]]))
         batches = self._batches(shard, indices[~self._settled[shard][indices]], _MAP_BYTES)
-        self._look(self._check, batches, self._correct, self._jobs)
+        self._look(self._check, batches, self._correct, self._jobs if len(batches) >= _MAP_MANY else 1)
         return view
 
     def _view(self, shard: int, index: int) -> Bytes | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -82,10 +82,10 @@ class Examined:
     lost_bits: Bytes | None
 
 
-def runs(unit: Unit) -> Iterator[tuple[int, slice]]:
-    """(offset in the payload, place in the unit's bytes) of every run of pieces that are neighbours in both."""
+def runs(pieces: Iterable[Piece]) -> Iterator[tuple[int, slice]]:
+    """(offset in the payload, place in the bytes of all) of every run of pieces that are neighbours in both."""
     start = stop = offset = 0
-    for piece in unit.pieces:
+    for piece in pieces:
         if start < stop and piece.offset != offset + stop - start:
             yield offset, slice(start, stop)
             start = stop
@@ -115,7 +115,8 @@ def _bytes_are_words(unit: Unit) -> bool:
 def gather_words(unit: Unit, data: Bytes) -> Words:
     """(unit.words,) uint64 stream words of the unit; a view where its bytes are its words, else a fresh array."""
     if _bytes_are_words(unit):
-        return data.view("<u8").astype(np.uint64, copy=False)
+        words = data.view("<u8")
+        return words.astype(np.uint64, copy=not words.flags.aligned)
     words = np.zeros(unit.words, "<u8")
     for piece, where in zip(unit.pieces, piece_slices(unit), strict=True):
         target = words[piece.first_word : piece.first_word + piece.words]
@@ -186,7 +187,7 @@ def examine(
     room = room or work.Room()
     unit = shard.plan.unit(stream_index, unit_index)
     data = room.take(unit_bytes(unit))
-    for offset, where in runs(unit):
+    for offset, where in runs(unit.pieces):
         shard.file.read_payload_into(offset, [data[where]])
     restored = _replace_headers(shard.plan, unit, data)
     first = unit.pieces[0].index
