@@ -477,6 +477,16 @@ def test_a_sidecar_has_no_place_for_row_sums(made: Make, tmp_path: Path) -> None
     assert any(row.restorer_rates for row in inspect(tmp_path / "m.safetensors.ckg").tensors)
 
 
+def test_saving_takes_what_protect_takes(tmp_path: Path) -> None:
+    weights = {"w": np.random.default_rng(0).normal(0, 0.1, (30, 40)).astype(np.float32)}
+    saved = ckptguard.save_file(weights, tmp_path / "m.ckg", masks=masks_for(3, ("w",)), bit_error_rate=1e-3)
+    (row,) = (tensor for tensor in inspect(saved.path).tensors if tensor.kind == "tensor")
+    assert (row.restorer_rates, row.row_sums) == ((pytest.approx(1e-3),) * 2, True)
+    with pytest.raises(UsageError, match="no place for"):
+        ckptguard.save_file(weights, tmp_path / "m.safetensors", masks=masks_for(3, ("w",)))
+    ckptguard.save_file(weights, tmp_path / "m.safetensors", masks=masks_for(3, ("w",)), restorer="none")
+
+
 def test_what_masks_record_of_restorers_is_read_back() -> None:
     rates = {"a": (0.01, 0.02), "b": (0.5, 0.0), "c": (0.01, 0.02)}
     found = wanted(None, None, MaskSet((Rule(("*",), "none"),), {"restorer": json.loads(json.dumps(recorded(rates)))}))

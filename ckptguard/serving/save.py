@@ -34,6 +34,8 @@ def save_file(
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
     guard: str | None = None,
+    restorer: str | None = None,
+    bit_error_rate: float | None = None,
     overwrite: bool = True,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -45,7 +47,8 @@ def save_file(
         filename: `*.safetensors` gets that file, as safetensors writes it, and its sidecar beside it; any other name
             gets a container, which is a folder where the tensors lie on several devices.
         metadata: free text for the header.
-        masks, bits, code, representation, devices, target, guard, jobs, progress: as for `protect`.
+        masks, bits, code, representation, devices, target, guard, restorer, bit_error_rate, jobs, progress: as for
+            `protect`.
 
     Raises:
         UsageError: values of both frameworks or of neither. ValueError, RuntimeError, SafetensorError: as safetensors
@@ -61,6 +64,8 @@ def save_file(
         devices=devices,
         target=target,
         guard=guard,
+        restorer=restorer,
+        bit_error_rate=bit_error_rate,
         overwrite=overwrite,
         jobs=jobs,
         progress=progress,
@@ -78,6 +83,8 @@ def save_written(
     devices: DeviceMap | Path | str | None,
     target: float,
     guard: str | None,
+    restorer: str | None,
+    bit_error_rate: float | None,
     overwrite: bool,
     jobs: int | None,
     progress: work.Progress,
@@ -102,6 +109,8 @@ def save_written(
             devices=devices,
             target=target,
             guard=guard,
+            restorer=restorer,
+            bit_error_rate=bit_error_rate,
             sidecar=sidecar,
             overwrite=overwrite,
             jobs=jobs,
