@@ -31,7 +31,8 @@ from ckptguard.pipeline.shard import Shard
 from ckptguard.pipeline.units import State, examine
 from ckptguard.pipeline.verify import verify
 from ckptguard.pipeline.wanted import recorded, wanted
-from ckptguard.posterior import Levels, Restorer, Spread, segments, with_sums
+from ckptguard.posterior import Restorer, Spread
+from ckptguard.row_sums import Levels, segments, with_sums
 
 Make = Callable[..., Path]
 

@@ -10,19 +10,8 @@ import pytest
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import ContainerError, UsageError
 from ckptguard.guards import TensorGuard
-from ckptguard.posterior import (
-    FIELDS,
-    MIXED,
-    POSITIVE,
-    Restorer,
-    RowSums,
-    Spread,
-    segment_sums,
-    segments,
-    transitions,
-    with_sums,
-    with_sums_in_place,
-)
+from ckptguard.posterior import FIELDS, MIXED, POSITIVE, Restorer, Spread, transitions
+from ckptguard.row_sums import RowSums, segment_sums, segments, with_sums, with_sums_in_place
 
 NOTHING = {"F32": "0" * 32, "BF16": "0" * 16, "F16": "0" * 16}
 

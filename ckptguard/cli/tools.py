@@ -111,7 +111,8 @@ def _exercise_restorers() -> None:
     import numpy as np
 
     from ckptguard.dtypes import DTYPES
-    from ckptguard.posterior import Restorer, Spread, segment_sums, segments, with_sums_in_place
+    from ckptguard.posterior import Restorer, Spread
+    from ckptguard.row_sums import segment_sums, segments, with_sums_in_place
 
     for name, kind in (("F32", "<f4"), ("F16", "<f2")):
         words = np.linspace(-1, 1, _WORDS).astype(kind).view(f"<u{np.dtype(kind).itemsize}")

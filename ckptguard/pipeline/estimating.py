@@ -16,7 +16,8 @@ from ckptguard.pipeline.posteriors import piece_segments, sum_places
 from ckptguard.pipeline.shard import Shard
 from ckptguard.pipeline.units import Examined, PieceOutcome, State, examine, piece_slices, touched_elements
 from ckptguard.plan import Part, Piece
-from ckptguard.posterior import Restorer, with_sums_in_place
+from ckptguard.posterior import Restorer
+from ckptguard.row_sums import with_sums_in_place
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.unsignedinteger[Any]]

@@ -17,17 +17,8 @@ from ckptguard.container.sections import Section
 from ckptguard.errors import ContainerError
 from ckptguard.pipeline import work
 from ckptguard.plan import TENSOR, Part, ShardPlan
-from ckptguard.posterior import (
-    FIELDS,
-    Indices,
-    Levels,
-    Spread,
-    all_finite,
-    field_counts,
-    row_columns,
-    segment_sums,
-    segments,
-)
+from ckptguard.posterior import FIELDS, Indices, Spread, all_finite, field_counts
+from ckptguard.row_sums import Levels, row_columns, segment_sums, segments
 
 TAG = "POST"
 

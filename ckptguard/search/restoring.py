@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ckptguard.campaign.encodings import Encoding, NativeWords, floats_of
 from ckptguard.evaluate.session import Patch
-from ckptguard.posterior import FIELDS, MIXED, Restorer, RowSums, Spread, all_finite, field_counts, row_columns
+from ckptguard.posterior import FIELDS, MIXED, Restorer, Spread, all_finite, field_counts
+from ckptguard.row_sums import RowSums, row_columns
 from ckptguard.search.damage import Rates, Weights
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
