@@ -154,7 +154,7 @@ class Restorer:
         """
         used = np.flatnonzero(spread.weights)
         chances, weights = transitions(spread.dtype, mask, of_0, of_1, used), spread.weights[used]
-        sign_flips = 0.0 if mask[0] == "1" or spread.sign != MIXED else (of_0 + of_1) / 2
+        sign_flips = 0.0 if mask[0] == "1" or spread.sign != MIXED else min((of_0 + of_1) / 2, 0.5)
         magnitudes = _magnitudes(spread.dtype)[used]
         joint = weights[:, None] * chances  # (was, read)
         total = joint.sum(0)

@@ -7,6 +7,7 @@ of a row. Methods in plain numpy are what the kernels are held against.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,14 @@ class Levels:
     @classmethod
     def of(cls, sums: Floats) -> Levels:
         """Levels from the smallest sum to the largest."""
-        low = float(np.float32(sums.min()))
-        return cls(low, float(np.float32((sums.max() - low) / 255)))
+        with np.errstate(over="ignore"):
+            low = float(np.float32(sums.min()))
+            return cls(low, float(np.float32((sums.max() - low) / 255)))
+
+    @property
+    def finite(self) -> bool:
+        """Whether float32 can hold them."""
+        return math.isfinite(self.low) and math.isfinite(self.step)
 
     def quantise(self, sums: Floats) -> npt.NDArray[np.uint8]:
         """The nearest levels."""

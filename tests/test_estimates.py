@@ -416,6 +416,19 @@ def test_shards_on_several_devices_have_sums_and_rates_of_their_own(made: Make, 
     assert {row.name for row in restored.tensors if row.estimated_elements} >= {"large", "half"}
 
 
+def test_rows_whose_sums_no_float32_can_hold_carry_none(tmp_path: Path) -> None:
+    huge = np.full((40, 50), 3e38, "<f4")
+    huge[::2] *= -1
+    (tmp_path / "m.safetensors").write_bytes(safetensors_bytes({"large": ("F32", (40, 50), huge.tobytes())}))
+    masks = masks_for(9, ("large",))
+    made = protect(tmp_path / "m.safetensors", tmp_path / "m.ckg", masks=masks, code="bch:1023,513")
+    assert made.warnings[0].startswith("no row sums for large")
+    assert not any(row.row_sums for row in inspect(tmp_path / "m.ckg").tensors)
+    restore(worn(tmp_path / "m.ckg", 1e-2), tmp_path / "out")
+    values = np.frombuffer(read_safetensors((tmp_path / "out").read_bytes())["large"], "<f4")
+    assert np.isfinite(values).all()
+
+
 def test_fixed_point_tensors_have_no_restorers(made: Make, tmp_path: Path) -> None:
     container = made(representation="fixed:8", names=["large", "steps"])
     assert "POST" not in Anatomy.of(container.read_bytes()).sections
@@ -445,7 +458,7 @@ def test_masks_of_before_that_name_no_rates_are_told_of(made: Make, tmp_path: Pa
     assert "--restorer posterior --ber P" in told[0]
     asked = {"masks": old, "restorer": "posterior", "bit_error_rate": 1e-3}
     told = protect(tmp_path / "m.safetensors", tmp_path / "new.ckg", **asked).warnings
-    assert told == ("no row sums for gone, thin: no tensor of rows of floats",)
+    assert told == ("no row sums for gone, thin: no tensor of rows of finite floats, of 16 at least",)
     assert {row.name for row in inspect(tmp_path / "new.ckg").tensors if row.row_sums} == {"large"}
 
 

@@ -124,8 +124,9 @@ def test_kernels_give_the_bits_of_the_numpy_methods(name, sign):
     spread = Spread.of(DTYPES[name], words_of(values, name))
     kind = "<u4" if name == "F32" else "<u2"
     words = generator.integers(0, 1 << (8 * np.dtype(kind).itemsize), 20_000).astype(kind)  # NaN and all
-    for mask in (NOTHING[name], "1" * 6 + NOTHING[name][6:]):
-        restorer = Restorer.of(spread, mask, 1e-2, 3e-2)
+    masks = (NOTHING[name], "1" * 6 + NOTHING[name][6:])
+    for mask, (of_0, of_1) in itertools.product(masks, ((1.0, 1.0), (0.0, 1.0), (0.0, 0.0), (1e-2, 3e-2))):
+        restorer = Restorer.of(spread, mask, of_0, of_1)
         fast = words.copy()
         restorer.apply_in_place(fast)
         np.testing.assert_array_equal(fast, restorer.apply(words))

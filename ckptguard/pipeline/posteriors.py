@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +102,8 @@ def measure(
 ) -> Restorers:
     """Measure the parts of a shard, piece by piece.
 
-    Tensors with infinities or NaN get no restorer, which would make numbers of these.
+    Tensors with infinities or NaN get no restorer, which would make numbers of these; rows whose sums float32 cannot
+    hold get no sums.
 
     Args:
         rates: by index of the parts that are to have restorers.
@@ -134,8 +134,9 @@ def measure(
             continue
         if found.get(index) and sum(map(len, found[index])):
             sums = np.concatenate(found[index])
-            levels = Levels.of(sums)
-            stored.append(levels.quantise(sums))
+            if (made := Levels.of(sums)).finite:
+                levels = made
+                stored.append(made.quantise(sums))
         of_0, of_1 = (float(np.float32(rate)) for rate in rates[index])
         posteriors[index] = Posterior(of_0, of_1, Spread.of_counts(part.dtype, fields[index]), levels)
     return Restorers(posteriors, np.concatenate(stored) if stored else np.zeros(0, np.uint8))
@@ -215,7 +216,7 @@ def _unpack(data: bytes, parts: Sequence[Part]) -> dict[int, Posterior]:
     if len(data) != offset + _PAIR.size * len(summed):
         raise ContainerError(f"the metadata has {len(data)} bytes of posterior restorers, its parts need another size")
     levels = {index: Levels(*_PAIR.unpack_from(data, offset + _PAIR.size * i)) for i, index in enumerate(summed)}
-    if not all(math.isfinite(one.low) and math.isfinite(one.step) and one.step >= 0 for one in levels.values()):
+    if not all(one.finite and one.step >= 0 for one in levels.values()):
         raise ContainerError("the metadata's row sums have levels that are no numbers")
     of = {index: pairs[codes[index] % _SUMMED - 1] for index in spreads}
     return {index: Posterior(of[index][0], of[index][1], one, levels.get(index)) for index, one in spreads.items()}

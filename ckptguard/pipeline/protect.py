@@ -130,6 +130,7 @@ def protect(
         } | ({"restorer": POSTERIOR} if restorers else {})
         info = make_info([job.plan.name for job in jobs_to_do], source.is_dir(), settings)
         jobs_to_do = [with_restorers(job, jobs) for job in jobs_to_do]
+        warnings += _unsummed(jobs_to_do, restorers)
         losses = write_set(jobs_to_do, shard_paths, info, guard, jobs, progress)
     final = tuple(
         (path / job.plan.name) if (folder and not sidecar) else Path(shard_paths[i][0])
@@ -190,15 +191,19 @@ def _plan(
     if auxiliary:
         shards.append(_files_shard(auxiliary, device_map))
     _check_names([job.plan.name for job in shards], sidecar, checkpoint)
-    return shards, [str(pattern) for pattern in resolution.unused] + _unsummed(shards, restorers)
+    return shards, [str(pattern) for pattern in resolution.unused]
 
 
 def _unsummed(jobs: Sequence[Job], restorers: Wanted | None) -> list[str]:
     """What of the tensors that are to carry row sums does not."""
-    can = {part.name for job in jobs for index in job.rates if columns_of(part := job.plan.parts[index])}
-    missing = sorted(restorers.summed - can) if restorers else []
+    posteriors = [(job.plan.parts[index], one) for job in jobs for index, one in job.measured.posteriors.items()]
+    missing = sorted(restorers.summed - {part.name for part, one in posteriors if one.levels}) if restorers else []
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return [f"no row sums for {', '.join(missing[:5])}{more}: no tensor of rows of floats"] if missing else []
+    return (
+        [f"no row sums for {', '.join(missing[:5])}{more}: no tensor of rows of finite floats, of 16 at least"]
+        if missing
+        else []
+    )
 
 
 def _check_names(names: Sequence[str], sidecar: bool, checkpoint: Checkpoint) -> None:
