@@ -91,7 +91,7 @@ class Spread:
         first, count, last = _HEADER.unpack_from(data)
         size = _HEADER.size + -(-count // 2)
         sign, zeros = last >> 4, last & 15
-        fits = dtype.name in FIELDS and 1 <= first and first + count < 1 << FIELDS[dtype.name][0]
+        fits = dtype.name in FIELDS and first >= 1 and first + count < 1 << FIELDS[dtype.name][0]
         if not fits or len(data) < size or sign > MIXED:
             raise ContainerError(f"a spread of {count} binades from {first} does not fit {dtype.name} words")
         nibbles = [part for byte in data[_HEADER.size : size] for part in (byte & 15, byte >> 4)]
