@@ -13,7 +13,7 @@ from ckptguard import serving
 from ckptguard.devices import DeviceMap
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
-from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET, Protected
+from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected
 from ckptguard.serving.handle import DEFAULT_BACKEND, Filename, TakeReport
 
 __all__ = ["load_file", "save_file"]
@@ -25,12 +25,20 @@ def load_file(
     backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
     guard: bool = True,
+    estimate: bool = True,
     report: TakeReport | None = None,
     jobs: int | None = None,
 ) -> dict[str, Any]:
     """All arrays of a container by name; see `ckptguard.load_file`."""
     return serving.load_file(
-        filename, framework="np", backend=backend, on_error=on_error, guard=guard, report=report, jobs=jobs
+        filename,
+        framework="np",
+        backend=backend,
+        on_error=on_error,
+        guard=guard,
+        estimate=estimate,
+        report=report,
+        jobs=jobs,
     )
 
 
@@ -45,7 +53,9 @@ def save_file(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
-    guard: str = DEFAULT_GUARD,
+    guard: str | None = None,
+    restorer: str | None = None,
+    bit_error_rate: float | None = None,
     overwrite: bool = True,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -62,6 +72,8 @@ def save_file(
         devices=devices,
         target=target,
         guard=guard,
+        restorer=restorer,
+        bit_error_rate=bit_error_rate,
         overwrite=overwrite,
         jobs=jobs,
         progress=progress,

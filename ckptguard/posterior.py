@@ -4,9 +4,10 @@ A range guard only knows what is impossible. Trained weights tell more: nearly a
 binades (exponents), so an exponent that hardly any word has is far more often a damaged common one. From the counts of
 words per binade, to a factor of two, and the error rate follows what a word of any exponent was in the mean: the
 estimate of least squared error. Two corrections keep the errors that remain from adding up in one direction: a gain
-that undoes the common pull towards zero, and sums of rows.
+that undoes the common pull towards zero, and sums of rows (`row_sums`).
 
-Nothing here is exact: it is for words that a code left damaged or did not protect.
+Nothing here is exact: it is for words that a code left damaged or did not protect. Containers carry what is needed for
+it (`pipeline.posteriors`); methods in plain numpy are what the kernels are held against.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ NEVER = 15
 POSITIVE, NEGATIVE, MIXED = 0, 1, 2
 _CHUNK = 1 << 18
 _HEADER = struct.Struct("<BBB")
+LARGEST = {"F32": 3.4028234663852886e38, "BF16": 3.3895313892515355e38, "F16": 65504.0}
+"""Finite numbers, by dtype."""
+
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,15 @@ class Spread:
     @classmethod
     def of(cls, dtype: DType, words: Words) -> Spread:
         """Of a tensor's words; infinities and NaN are not counted. Raises UsageError for other dtypes."""
-        if dtype.name not in FIELDS:
-            raise UsageError(f"posterior restorers are for {', '.join(FIELDS)}, not for {dtype.name}")
-        exponent_bits, fraction_bits = FIELDS[dtype.name]
-        top = (1 << exponent_bits) - 1
-        counts = np.bincount((words >> fraction_bits & top).astype(np.int64), minlength=top + 1)[:top]
-        signs = words >> (exponent_bits + fraction_bits)
-        sign = MIXED if signs.size and signs.min() != signs.max() else int(signs[0]) if signs.size else POSITIVE
+        return cls.of_counts(dtype, field_counts(dtype, words))
+
+    @classmethod
+    def of_counts(cls, dtype: DType, fields: npt.NDArray[np.int64]) -> Spread:
+        """Of a tensor whose words have these fields; see `field_counts`."""
+        top = fields.shape[1] - 1
+        counts = fields.sum(0)[:top]
+        used = np.flatnonzero(fields.sum(1))
+        sign = MIXED if used.size > 1 else int(used[0]) if used.size else POSITIVE
         levels = _levels(counts)
         listed = np.flatnonzero(levels[1:] < NEVER) + 1
         if not listed.size:
@@ -99,6 +106,20 @@ class Spread:
         return result
 
 
+def field_counts(dtype: DType, words: Words) -> npt.NDArray[np.int64]:
+    """(2, exponents) how many words have a sign and an exponent field. Raises UsageError for other dtypes."""
+    if dtype.name not in FIELDS:
+        raise UsageError(f"posterior restorers are for {', '.join(FIELDS)}, not for {dtype.name}")
+    exponent_bits, fraction_bits = FIELDS[dtype.name]
+    fields = (words >> fraction_bits).astype(np.int64)
+    return np.bincount(fields, minlength=2 << exponent_bits).reshape(2, -1)
+
+
+def all_finite(fields: npt.NDArray[np.int64]) -> bool:
+    """Whether words with these fields hold no infinity and no NaN, which an estimate would spoil."""
+    return not fields[:, -1].any()
+
+
 def _levels(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     most = counts.max(initial=0)
     levels = np.full(counts.size, NEVER)
@@ -131,17 +152,18 @@ class Restorer:
             of_0, of_1: probabilities that a stored 0, a stored 1 is read wrong.
             gain: undo the mean pull towards zero, in the direction of the weights themselves.
         """
-        chances = transitions(spread.dtype, mask, of_0, of_1)
-        sign_flips = 0.0 if mask[0] == "1" or spread.sign != MIXED else (of_0 + of_1) / 2
-        magnitudes = _magnitudes(spread.dtype)
-        joint = spread.weights[:, None] * chances  # (was, read)
+        used = np.flatnonzero(spread.weights)
+        chances, weights = transitions(spread.dtype, mask, of_0, of_1, used), spread.weights[used]
+        sign_flips = 0.0 if mask[0] == "1" or spread.sign != MIXED else min((of_0 + of_1) / 2, 0.5)
+        magnitudes = _magnitudes(spread.dtype)[used]
+        joint = weights[:, None] * chances  # (was, read)
         total = joint.sum(0)
         mean = (magnitudes[:, None] * joint).sum(0) * (1 - 2 * sign_flips)
         scale = np.divide(mean, total, out=np.zeros_like(mean), where=total > 0)
         factor = 1.0
         if gain:
             kept = (magnitudes * (joint * scale).sum(1)).sum() * (1 - 2 * sign_flips)
-            whole = (spread.weights * magnitudes**2).sum()
+            whole = (weights * magnitudes**2).sum()
             factor = float(whole / kept) if kept > 0 else 1.0
         return cls(spread.dtype, scale * factor, factor, spread.sign)
 
@@ -152,6 +174,20 @@ class Restorer:
             result[start : start + _CHUNK] = self._apply(words[start : start + _CHUNK])
         return result
 
+    def apply_in_place(self, words: Words) -> None:
+        """As `apply`, in place and fast; the same bits."""
+        if self.dtype.name != "F32":
+            words[:] = self._table[words]
+            return
+        from ckptguard.kernels import posterior as kernel
+
+        kernel.restore(words.view("<u4"), self.scale, self.sign, LARGEST["F32"], words.view("<f4"))
+
+    @cached_property
+    def _table(self) -> Words:
+        """(65536,) what every word of 16 bits is read as."""
+        return self.apply(np.arange(1 << 16, dtype=np.uint32).astype("<u2"))
+
     def _apply(self, words: Words) -> Words:
         exponent_bits, fraction_bits = FIELDS[self.dtype.name]
         kind = words.dtype.type
@@ -161,16 +197,17 @@ class Restorer:
         signs = words >> kind(exponent_bits + fraction_bits)
         if self.sign != MIXED:
             signs = np.full_like(signs, self.sign)
-        return _encode(self.dtype, values) | signs << kind(exponent_bits + fraction_bits)
+        return encode(self.dtype, values) | signs << kind(exponent_bits + fraction_bits)
 
 
-def transitions(dtype: DType, mask: str, of_0: float, of_1: float) -> Floats:
-    """(exponents, exponents) probability that a first exponent field is read as a second one."""
+def transitions(dtype: DType, mask: str, of_0: float, of_1: float, fields: Indices) -> Floats:
+    """(fields, exponents) probability that an exponent field is read as any other."""
     exponent_bits = FIELDS[dtype.name][0]
-    result = np.ones((1, 1))
+    result = np.ones((fields.size, 1))
     for place in range(1, 1 + exponent_bits):
         wrong = (0.0, 0.0) if mask[place] == "1" else (of_0, of_1)
-        result = np.kron(result, np.array([[1 - wrong[0], wrong[0]], [wrong[1], 1 - wrong[1]]]))
+        chances = np.array([[1 - wrong[0], wrong[0]], [wrong[1], 1 - wrong[1]]])[fields >> exponent_bits - place & 1]
+        result = (result[:, :, None] * chances[:, None, :]).reshape(fields.size, -1)
     return result
 
 
@@ -183,50 +220,15 @@ def _magnitudes(dtype: DType) -> Floats:
     return result
 
 
-def _encode(dtype: DType, values: Floats) -> Words:
+def encode(dtype: DType, values: Floats) -> Words:
     """Words of numbers that are not negative, each rounded once, half to even."""
-    largest = {"F32": 3.4028234663852886e38, "BF16": 3.3895313892515355e38, "F16": 65504.0}[dtype.name]
-    values = np.minimum(values, largest)
+    values = np.minimum(values, LARGEST[dtype.name])
     if dtype.name != "BF16":
         return values.astype("<f4" if dtype.name == "F32" else "<f2").view("<u4" if dtype.name == "F32" else "<u2")
-    wide = values.astype("<f4").view("<u4")
+    return narrowed(values.astype("<f4").view("<u4"))
+
+
+def narrowed(wide: Words) -> Words:
+    """Words of BF16 from those of finite float32, rounded half to even."""
     rounded: Words = ((wide + np.uint32(0x7FFF) + (wide >> 16 & 1)) >> 16).astype("<u2")
     return rounded
-
-
-@dataclass(frozen=True, eq=False)
-class RowSums:
-    """Sums of the rows of a tensor, 8 bits each.
-
-    Activations after a rectifier have a large common part, so that of all errors in a row their sum does by far the
-    most harm; spread evenly over the row the difference to the stored sum takes it away.
-
-    Attributes:
-        low, step: of the levels, float32.
-        levels: (rows,) uint8.
-    """
-
-    low: float
-    step: float
-    levels: npt.NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, values: npt.NDArray[Any], rows: int) -> RowSums:
-        """Of a tensor's values; rows are the indices of its first axis."""
-        sums = values.astype(np.float64).reshape(rows, -1).sum(1)
-        low = float(np.float32(sums.min()))
-        step = float(np.float32((sums.max() - low) / 255))
-        levels = np.clip(np.rint((sums - low) / step), 0, 255) if step > 0 else np.zeros(rows)
-        return cls(low, step, levels.astype(np.uint8))
-
-    @property
-    def sums(self) -> Floats:
-        """(rows,) as they were, to half a step."""
-        result: Floats = self.low + self.step * self.levels.astype(np.float64)
-        return result
-
-    def correct(self, values: npt.NDArray[Any]) -> Floats:
-        """(rows, columns) values whose rows have these sums: every value of a row moves by the same."""
-        table = values.astype(np.float64).reshape(self.levels.size, -1)
-        result: Floats = table + ((self.sums - table.sum(1)) / table.shape[1])[:, None]
-        return result

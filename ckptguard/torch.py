@@ -12,7 +12,7 @@ from ckptguard.devices import DeviceMap
 from ckptguard.evaluate.frameworks import import_torch
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
-from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET, Protected
+from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected
 from ckptguard.serving import load_file, save_file
 from ckptguard.serving.handle import DEFAULT_BACKEND, Filename, TakeReport
 from ckptguard.serving.save import save_written
@@ -32,6 +32,7 @@ def load_model(
     backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
     guard: bool = True,
+    estimate: bool = True,
     report: TakeReport | None = None,
     jobs: int | None = None,
 ) -> tuple[list[str], list[str]]:
@@ -45,7 +46,9 @@ def load_model(
     import_torch()
     from safetensors.torch import _remove_duplicate_names
 
-    state = load_file(filename, device, backend=backend, on_error=on_error, guard=guard, report=report, jobs=jobs)
+    state = load_file(
+        filename, device, backend=backend, on_error=on_error, guard=guard, estimate=estimate, report=report, jobs=jobs
+    )
     # as safetensors: of names that share memory one stands for all, preferably the one in the file
     aliases = _remove_duplicate_names(model.state_dict(), preferred_names=list(state))
     not_loaded, unexpected = model.load_state_dict(state, strict=False)
@@ -77,7 +80,9 @@ def save_model(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
-    guard: str = DEFAULT_GUARD,
+    guard: str | None = None,
+    restorer: str | None = None,
+    bit_error_rate: float | None = None,
     overwrite: bool = True,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -102,6 +107,8 @@ def save_model(
         devices=devices,
         target=target,
         guard=guard,
+        restorer=restorer,
+        bit_error_rate=bit_error_rate,
         overwrite=overwrite,
         jobs=jobs,
         progress=progress,

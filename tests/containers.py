@@ -18,7 +18,7 @@ from ckptguard.container.armour import armour, plain_message
 from ckptguard.container.sections import Section
 from ckptguard.container.superblock import Superblock
 
-KNOWN = {"INFO": 0, "PLAN": 0, "HEAD": 0, "DGST": 0, "SCAL": 0, "LOSS": 0, "GRDS": 0}
+KNOWN = {"INFO": 0, "PLAN": 0, "HEAD": 0, "DGST": 0, "SCAL": 0, "LOSS": 0, "GRDS": 0, "POST": 0}
 WORD_BITS = {
     "F64": 64,
     "F32": 32,

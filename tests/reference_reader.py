@@ -291,6 +291,10 @@ def read_shard(data: bytes, beside: bytes | None) -> tuple[dict[str, Any], list[
     record = json.loads(sections["PLAN"])
     parity = data[parity_offset : parity_offset + block["parity"]]
     check_payload(record, payload, parity, sections["DGST"])
+    if "POST" in sections:
+        check_restorers(record, payload, sections["POST"])
+    else:
+        assert all(part["kind"] != "sums" for part in record["parts"])
     if "GRDS" in sections:
         check_guards(record, payload, sections["GRDS"])
     scales = struct.unpack(f"<{len(record['parts'])}d", sections["SCAL"]) if "SCAL" in sections else None
@@ -298,6 +302,8 @@ def read_shard(data: bytes, beside: bytes | None) -> tuple[dict[str, Any], list[
     for place, part in enumerate(record["parts"]):
         stored = payload[start : start + part["stored"]]
         start += part["stored"]
+        if part["kind"] == "sums":
+            continue
         source = record["sources"][part["source"]]
         original = to_original(part, stored, scales[place] if scales else 0.0)
         written.append((source["name"], source["bytes"], part["offset"], original))
@@ -310,6 +316,63 @@ def read_shard(data: bytes, beside: bytes | None) -> tuple[dict[str, Any], list[
     info = json.loads(sections["INFO"])
     assert (block["shards"], info["shards"][block["shard"]]) == (len(info["shards"]), info["shards"][block["shard"]])
     return info | {"shard": block["shard"], "set_id": block["set_id"]}, written, metadata
+
+
+def check_restorers(record: dict[str, Any], payload: bytes, section: bytes) -> None:
+    """Hold spreads and row sums against the words of the parts (section 5.2)."""
+    formats = {"F32": (8, 23), "BF16": (8, 7), "F16": (5, 10)}
+    (count,) = struct.unpack_from("<I", section)
+    rates = struct.unpack_from(f"<{2 * count}f", section, 4)
+    assert all(0 <= rate <= 1 for rate in rates)
+    offset = 4 + 8 * count
+    codes = struct.unpack_from(f"<{len(record['parts'])}H", section, offset)
+    offset += 2 * len(codes)
+    levels = len(section) - 8 * sum(code >> 15 for code in codes)
+    start, sums = 0, b""
+    for place, (part, code) in enumerate(zip(record["parts"], codes, strict=True)):
+        stored = payload[start : start + part["stored"]]
+        start += part["stored"]
+        if part["kind"] == "sums":
+            assert (place, stored) == (len(codes) - 1, sums)
+        if not code:
+            continue
+        assert part["kind"] == "tensor"
+        assert part["representation"] == "native"
+        assert 1 <= code % 2**15 <= count
+        e, f = formats[part["dtype"]]
+        _, size, words = guarded_words(part, stored)
+        fields = [word >> f & ((1 << e) - 1) for word in words]
+        assert max(fields) < (1 << e) - 1
+        first, listed, last = section[offset : offset + 3]
+        nibbles = [byte >> shift & 15 for byte in section[offset + 3 :][: -(-listed // 2)] for shift in (0, 4)]
+        offset += 3 + -(-listed // 2)
+        said = {0: last & 15} | dict(enumerate(nibbles[:listed], first))
+        most = max(fields.count(field) for field in set(fields))
+        for field in set(fields) | set(said):
+            share = Fraction(fields.count(field), most)
+            if said.get(field, 15) < 15:  # within half a power of two
+                assert Fraction(1, 2) <= (share * 2 ** said[field]) ** 2 <= 2
+            else:
+                assert share**2 * 2**29 <= 1
+        signs = {word >> (e + f) for word in words}
+        assert last >> 4 == (2 if len(signs) == 2 else signs.pop())
+        if code >> 15:
+            low, step = struct.unpack_from("<2f", section, levels)
+            levels += 8
+            sums += row_sums(part, stored, size, low, step)
+    assert offset == len(section) - 8 * sum(code >> 15 for code in codes)
+    assert (record["parts"][-1]["kind"] == "sums") == bool(sums)
+
+
+def row_sums(part: dict[str, Any], stored: bytes, size: int, low: float, step: float) -> bytes:
+    """Levels of a tensor that is one piece."""
+    kinds = {"F32": "<f4", "F16": "<f2"}
+    data = np.frombuffer(stored, "<u2").astype("<u4") << 16 if part["dtype"] == "BF16" else stored
+    values = np.frombuffer(data, kinds.get(part["dtype"], "<f4")).astype(float).tolist()
+    columns = len(stored) // size // part["shape"][0]
+    assert columns >= 16
+    totals = [sum(values[row : row + columns]) for row in range(0, len(values), columns)]
+    return bytes(max(0, min(255, round((total - low) / step))) if step > 0 else 0 for total in totals)
 
 
 def guarded_words(part: dict[str, Any], stored: bytes) -> tuple[int, int, list[int]]:

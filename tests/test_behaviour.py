@@ -110,6 +110,7 @@ DAMAGE: dict[str, Callable[[Bytes], Bytes]] = {
     "empty, too short, or another kind of file": lambda data: data[:100],
 }
 IMPOSSIBLE = "unprotected bits, so that an element is impossible"
+SUMS = "row sums of posterior restorers, beyond what their code corrects"
 COMMANDS = ("inspect", "check", "restore", "repair")
 
 
@@ -127,7 +128,7 @@ def documented() -> dict[str, dict[str, int]]:
 
 def test_the_table_is_covered() -> None:
     elsewhere = {"a version that is not known", "a shard of a set is missing or of another set"}
-    assert set(documented()) - elsewhere == {*DAMAGE, IMPOSSIBLE}
+    assert set(documented()) - elsewhere == {*DAMAGE, IMPOSSIBLE, SUMS}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -168,6 +169,30 @@ def test_an_impossible_element_is_replaced_by_restore_alone(signs: Bytes, model:
     as_read, healed = (load_file(tmp_path / f"{name}.safetensors")["third"].ravel()[-1] for name in ("read", "healed"))
     assert abs(as_read) > np.abs(original).max()
     assert healed == as_read
+
+
+def test_elements_are_estimated_without_row_sums_that_are_lost(model: Path, tmp_path: Path) -> None:
+    masks = {"format": "ckptguard-masks", "version": 1, "rules": [{"tensors": "*", "mask": "top:1"}]}
+    (tmp_path / "sp.json").write_text(json.dumps(masks | {"provenance": {"row_sums": ["first"]}}), encoding="utf-8")
+    words = ("--masks", tmp_path / "sp.json", "--restorer", "posterior", "--ber", "1e-2", "--code", "bch:1023,923")
+    path = tmp_path / "damaged.ckg"
+    assert run("protect", model, "-o", path, *words)[0] == 0
+    row = next(row for row in json.loads(run("inspect", path, "--json")[1])["tensors"] if row["kind"] == "sums")
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    (size,) = struct.unpack_from("<Q", data.tobytes(), 24)
+    data = flipped(data, PAYLOAD + size - row["elements"], PAYLOAD + size)
+    path.write_bytes(flipped(data, PAYLOAD + 4096, PAYLOAD + 4097, 1).tobytes())  # an unprotected bit of `first`
+    extra = {
+        "restore": ("-o", tmp_path / "back.safetensors", "--json"),
+        "repair": ("-o", tmp_path / "healed.ckg", "--json"),
+    }
+    found = {command: run(command, path, *extra.get(command, ())) for command in COMMANDS}
+    assert {command: status for command, (status, _) in found.items()} == documented()[SUMS]
+    for command in extra:
+        rows = {(row["kind"], row["name"]): row for row in json.loads(found[command][1])["tensors"]}
+        first = rows["tensor", "first"]
+        assert (first["estimated_elements"] > 0, first["pieces_without_sums"] > 0) == (command == "restore",) * 2
+        assert rows["tensor", "second"]["estimated_elements"] == 0
 
 
 def test_in_place_refuses_a_file_of_another_size(intact: Bytes, tmp_path: Path) -> None:

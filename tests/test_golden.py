@@ -95,5 +95,5 @@ def test_golden_vectors_are_small_and_of_every_kind() -> None:
     assert max(sizes) < 20_000
     assert np.sum(sizes) < 600_000
     assert {case.name.partition("-")[0] for case in CASES} == {
-        *("none", "crc", "secded", "bch", "rules", "fixed", "sidecar", "devices", "folder", "guard")
+        *("none", "crc", "secded", "bch", "rules", "fixed", "sidecar", "devices", "folder", "guard", "restorer")
     }

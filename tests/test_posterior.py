@@ -10,7 +10,8 @@ import pytest
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import ContainerError, UsageError
 from ckptguard.guards import TensorGuard
-from ckptguard.posterior import FIELDS, MIXED, POSITIVE, Restorer, RowSums, Spread, transitions
+from ckptguard.posterior import FIELDS, MIXED, POSITIVE, Restorer, Spread, transitions
+from ckptguard.row_sums import RowSums, segment_sums, segments, with_sums, with_sums_in_place
 
 NOTHING = {"F32": "0" * 32, "BF16": "0" * 16, "F16": "0" * 16}
 
@@ -53,7 +54,7 @@ def test_without_errors_every_word_stays_as_it_is(name):
 
 def test_the_probabilities_of_reading_exponents_are_products_over_their_bits():
     mask = "0" + "01" + "0" * 13
-    found = transitions(DTYPES["F16"], mask, 0.1, 0.3)
+    found = transitions(DTYPES["F16"], mask, 0.1, 0.3, np.arange(32))
     for was, read in itertools.product(range(32), repeat=2):
         expected = 1.0
         for place in range(5):
@@ -68,7 +69,7 @@ def test_no_other_table_has_a_smaller_expected_squared_error():
     words = words_of(generator.normal(0, 0.3, 3000), "F16")
     spread = Spread.of(DTYPES["F16"], words)
     best = Restorer.of(spread, NOTHING["F16"], 0.02, 0.03, gain=False)
-    chances = transitions(DTYPES["F16"], NOTHING["F16"], 0.02, 0.03)
+    chances = transitions(DTYPES["F16"], NOTHING["F16"], 0.02, 0.03, np.arange(32))
     magnitudes = np.exp2(np.arange(32) - 15.0)
     magnitudes[[0, 31]] = 0.0
 
@@ -112,6 +113,37 @@ def test_the_gain_takes_the_common_pull_towards_zero_away():
         pull[gain] = float(after @ values / (values @ values))
     assert pull[False] < 0.96
     assert pull[True] == pytest.approx(1.0, abs=0.015)
+
+
+@pytest.mark.parametrize("name", list(FIELDS))
+@pytest.mark.parametrize("sign", ["both", "positive", "negative"])
+def test_kernels_give_the_bits_of_the_numpy_methods(name, sign):
+    generator = np.random.default_rng(8)
+    values = generator.normal(0, 0.05, 5000)
+    values = {"both": values, "positive": np.abs(values), "negative": -np.abs(values)}[sign]
+    spread = Spread.of(DTYPES[name], words_of(values, name))
+    kind = "<u4" if name == "F32" else "<u2"
+    words = generator.integers(0, 1 << (8 * np.dtype(kind).itemsize), 20_000).astype(kind)  # NaN and all
+    masks = (NOTHING[name], "1" * 6 + NOTHING[name][6:])
+    for mask, (of_0, of_1) in itertools.product(masks, ((1.0, 1.0), (0.0, 1.0), (0.0, 0.0), (1e-2, 3e-2))):
+        restorer = Restorer.of(spread, mask, of_0, of_1)
+        fast = words.copy()
+        restorer.apply_in_place(fast)
+        np.testing.assert_array_equal(fast, restorer.apply(words))
+    top = (1 << FIELDS[name][0]) - 1
+    finite = words[(words >> FIELDS[name][1] & top) < top]
+    for read in (fast, finite):
+        starts, stops = segments(13, read.size - 13, 70)
+        wanted = generator.normal(0, 3, starts.size)
+        wanted[:2] = 1e38, -3e38
+        expected = with_sums(DTYPES[name], read, starts, stops, wanted)
+        moved = read.copy()
+        with_sums_in_place(DTYPES[name], moved, starts, stops, wanted)
+        np.testing.assert_array_equal(moved, expected)
+        assert np.isfinite(values_of(moved, name)).all()
+        sums = segment_sums(DTYPES[name], read, starts, stops)
+        by_hand = [sum(values_of(read, name)[a:b].tolist()) for a, b in zip(starts, stops, strict=True)]
+        np.testing.assert_array_equal(sums, by_hand)
 
 
 def test_tensors_of_one_sign_keep_it():

@@ -189,6 +189,7 @@ def _written(subject: Subject, variant: Variant, place: Path) -> str | None:
         code=variant.code,
         representation=variant.representation,
         guard=variant.granularity,
+        restorer="none",
         jobs=1,
     )
     return None

@@ -54,6 +54,13 @@ guard = click.option(
     show_default=True,
     help="Set back bits and replace elements that the container's range guards say cannot be.",
 )
+estimate = click.option(
+    "--estimate",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="Read damaged pieces as the container's posterior restorers say they most likely were.",
+)
 strict = click.option("--strict", is_flag=True, help="Write nothing if protected bits are lost.")
 device = click.option("--device", metavar="NAME", help="A device profile; see `ckptguard devices list`.")
 at = click.option(

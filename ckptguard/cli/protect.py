@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     metavar="GRANULARITY",
     help="Range guards, one per tensor, channel or group:N (elements), or none. Default: tensor.",
 )
+@click.option(
+    "--restorer",
+    type=click.Choice(["posterior", "none"]),
+    help="What readers need to estimate damaged floats. Default: as the masks were searched.",
+)
+@click.option("--ber", type=float, metavar="P", help="Error rate that restorers are made for. Default: the device's.")
 @click.option("--sidecar", is_flag=True, help="Leave the checkpoint as it is; write parity beside it.")
 @options.select
 @options.force
@@ -50,6 +56,8 @@ def protect(
     at: tuple[str, ...],
     target: float | None,
     guard: str | None,
+    restorer: str | None,
+    ber: float | None,
     sidecar: bool,
     select: str | None,
     force: bool,
@@ -60,7 +68,7 @@ def protect(
     Without --masks or --bits every bit is protected. The checkpoint itself is only read.
     """
     from ckptguard.pipeline.inspect import inspect as describe
-    from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET
+    from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET
     from ckptguard.pipeline.protect import protect as run
     from ckptguard.report import containers
 
@@ -78,7 +86,9 @@ def protect(
         representation=representation,
         devices=_device_map(devices, device, at),
         target=target or DEFAULT_TARGET,
-        guard=guard or DEFAULT_GUARD,
+        guard=guard,
+        restorer=restorer,
+        bit_error_rate=ber,
         sidecar=sidecar,
         select=select,
         overwrite=force,

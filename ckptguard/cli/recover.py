@@ -82,6 +82,7 @@ def repair(
 )
 @options.policy
 @options.guard
+@options.estimate
 @options.strict
 @options.force
 @options.jobs
@@ -93,6 +94,7 @@ def restore(
     destination: Path,
     policy: str,
     guard: str,
+    estimate: str,
     strict: bool,
     force: bool,
     jobs: int | None,
@@ -108,6 +110,7 @@ def restore(
         destination,
         policy=policy,
         guard=guard == "on",
+        estimate=estimate == "on",
         strict=strict,
         overwrite=force,
         jobs=jobs,

@@ -48,7 +48,7 @@ def _storage(function: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Choice(["tensor", "posterior", "none"]),
                 default="tensor",
                 show_default=True,
-                help="Range guards that readers hold words against; posterior: in campaigns only.",
+                help="What readers know of damaged words: range guards, or posterior restorers.",
             ),
             click.option(
                 "--samples",

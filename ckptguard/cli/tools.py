@@ -69,6 +69,9 @@ def warmup(output: Output) -> int:
     start = time.perf_counter()
     _exercise_campaign()
     rows.append(("campaigns and range guards", time.perf_counter() - start))
+    start = time.perf_counter()
+    _exercise_restorers()
+    rows.append(("posterior restorers", time.perf_counter() - start))
     record = {"command": "warmup", "exit_status": 0, "seconds": dict(rows)}
     output.result(record, lambda: table(("kernels of", "seconds"), [(spec, f"{took:.2f}") for spec, took in rows]))
     return 0
@@ -101,6 +104,22 @@ def _exercise_campaign() -> None:
         prepared = Prepared(subject, Variant("warmup", representation, None, code, "null", "tensor"))
         for spec in ("bsc:0.01", "asymmetric:0.01,0.02", "gaussian:0.01", "stuck1:0.01", "flips:100"):
             prepared.trial(faults.make(spec), 0, 0)
+
+
+def _exercise_restorers() -> None:
+    """Restore a few words, and correct their sums."""
+    import numpy as np
+
+    from ckptguard.dtypes import DTYPES
+    from ckptguard.posterior import Restorer, Spread
+    from ckptguard.row_sums import segment_sums, segments, with_sums_in_place
+
+    for name, kind in (("F32", "<f4"), ("F16", "<f2")):
+        words = np.linspace(-1, 1, _WORDS).astype(kind).view(f"<u{np.dtype(kind).itemsize}")
+        restorer = Restorer.of(Spread.of(DTYPES[name], words), "0" * DTYPES[name].word_bits, 1e-2, 1e-2)
+        restorer.apply_in_place(words)
+        runs = segments(0, _WORDS, 100)
+        with_sums_in_place(DTYPES[name], words, *runs, segment_sums(DTYPES[name], words, *runs))
 
 
 def _bch_of_length(n: int) -> str:

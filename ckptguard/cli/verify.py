@@ -28,6 +28,7 @@ from ckptguard.cli.output import Output
 )
 @options.policy
 @options.guard
+@options.estimate
 @options.select
 @options.jobs
 @options.prints
@@ -40,13 +41,15 @@ def verify(
     framework: str,
     policy: str,
     guard: str,
+    estimate: str,
     select: str | None,
     jobs: int | None,
 ) -> int:
     """Compare CONTAINER with the original: bits and values per tensor, and metrics if asked.
 
     Metrics are taken of the original (clean), of the stored bytes without any decoding (unprotected), after decoding
-    (decoded), and, where the container has range guards, after these too (guarded).
+    (decoded), and, where the container has range guards, after these too (guarded), and, where it has posterior
+    restorers, after these (estimated).
 
     Exit status: 0 if every protected bit is exact, 11 if some are lost, 13 if the original is of another model.
     """
@@ -60,6 +63,7 @@ def verify(
         framework=framework,
         policy=policy,
         guard=guard == "on",
+        estimate=estimate == "on",
         select=select,
         jobs=jobs,
         progress=output.progress,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptguard.guards import NONE
+from ckptguard.pipeline.wanted import POSTERIOR
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ def _departures(provenance: Mapping[str, Any], settings: Mapping[str, Any]) -> l
     if isinstance(searched, str) and searched != stored:
         found.append(f"searched as {searched}, stored as {stored}")
     guarded = settings.get("guard", NONE) != NONE
-    if provenance.get("guard") not in (None, guarded, settings.get("guard")):
+    if provenance.get("guard") == POSTERIOR:
+        if settings.get("restorer") != POSTERIOR:
+            found.append("searched with posterior restorers, stored without")
+    elif provenance.get("guard") not in (None, guarded, settings.get("guard")):
         found.append("searched with range guards, stored without" if not guarded else "searched without range guards")
     return found
 

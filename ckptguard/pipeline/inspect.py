@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ckptguard import plan
-from ckptguard.guards import TensorGuard
-from ckptguard.pipeline import guarding
-from ckptguard.pipeline.shard import open_set
+from ckptguard.pipeline import guarding, posteriors
+from ckptguard.pipeline.shard import Shard, open_set
 from ckptguard.plan import ShardPlan
-from ckptguard.representations.base import Losses
 
 ARMOUR_GROWTH = 4
 """Stored bytes for a byte of metadata: doubled by its code, and at both ends of the file."""
@@ -20,7 +18,13 @@ ARMOUR_GROWTH = 4
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """How one tensor (or auxiliary file) is protected."""
+    """How one tensor (or auxiliary file, or row sums) is protected.
+
+    Attributes:
+        restorer_rates: probabilities that a stored 0, a stored 1 is read wrong, for which its posterior restorer is
+            made; None without one.
+        row_sums: it carries sums of its rows.
+    """
 
     name: str
     kind: str
@@ -37,6 +41,8 @@ class TensorSummary:
     clipped: int = 0
     max_error: float = 0.0
     guard_groups: int = 0
+    restorer_rates: tuple[float, float] | None = None
+    row_sums: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,12 @@ class StreamSummary:
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """A shard file in figures; `guard_bytes` are those of the metadata (before armour) that are range guards."""
+    """A shard file in figures.
+
+    Attributes:
+        guard_bytes, restorer_bytes: those of the metadata (before armour) that are range guards, posterior restorers.
+        sum_bytes: those of the payload that are row sums.
+    """
 
     name: str
     device: Mapping[str, Any] | None
@@ -64,6 +75,8 @@ class ShardSummary:
     parity_bytes: int
     streams: tuple[StreamSummary, ...]
     guard_bytes: int = 0
+    restorer_bytes: int = 0
+    sum_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class Summary:
         protected_fraction: protected bits over the bits that represent the weights.
         redundancy: the papers' r, protected bits times (n - k) / k over the bits that represent the weights.
         stored_redundancy: parity bits really stored for tensors, over the same; padding and short codewords counted.
+            Both count row sums as parity.
         original_bytes: of all files of the checkpoint.
         stored_bytes: of all files of the container (and the files it stands beside).
         overhead: stored_bytes / original_bytes - 1.
@@ -118,9 +132,11 @@ def inspect(path: Path | str) -> Summary:
                     block.parity_bytes,
                     tuple(stream_summaries(shard.plan)),
                     guarding.stored_bytes(shard.guards, len(shard.plan.parts)),
+                    posteriors.stored_bytes(shard.posteriors, len(shard.plan.parts)),
+                    shard.plan.sum_bytes,
                 )
             )
-            tensors += tensor_summaries(shard.plan, shard.losses, shard.guards)
+            tensors += tensor_summaries(shard)
         plans = [shard.plan for shard in shards]
         weight_bits = sum(p.weight_bits for p in plans)
         sources = {source.name: source.bytes for p in plans for source in p.sources}
@@ -132,7 +148,7 @@ def inspect(path: Path | str) -> Summary:
             tuple(tensors),
             _share(sum(p.protected_bits for p in plans), weight_bits),
             _share(sum(p.nominal_parity for p in plans), weight_bits),
-            _share(8 * sum(_tensor_parity(p) for p in plans), weight_bits),
+            _share(8 * sum(p.stored_parity for p in plans), weight_bits),
             sum(sources.values()),
             sum(summary.file_bytes for summary in summaries),
         )
@@ -140,14 +156,6 @@ def inspect(path: Path | str) -> Summary:
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
-
-
-def _tensor_parity(shard: ShardPlan) -> int:
-    return sum(
-        stream.parity_bytes
-        for stream in shard.streams
-        if any(shard.parts[index].kind == plan.TENSOR for index in stream.parts)
-    )
 
 
 def stream_summaries(shard: ShardPlan) -> list[StreamSummary]:
@@ -166,15 +174,14 @@ def stream_summaries(shard: ShardPlan) -> list[StreamSummary]:
     ]
 
 
-def tensor_summaries(
-    shard: ShardPlan, losses: Mapping[int, Losses], guards: Mapping[int, TensorGuard]
-) -> Sequence[TensorSummary]:
-    """The tensors and auxiliary files of a shard."""
+def tensor_summaries(shard: Shard) -> Sequence[TensorSummary]:
+    """The tensors, auxiliary files and row sums of a shard."""
+    losses, guards, known = shard.losses, shard.guards, shard.posteriors
     return [
         TensorSummary(
             part.name,
             part.kind,
-            shard.name,
+            shard.plan.name,
             part.dtype.name,
             part.shape,
             part.elements,
@@ -187,7 +194,9 @@ def tensor_summaries(
             losses[index].clipped if index in losses else 0,
             losses[index].max_error if index in losses else 0.0,
             guards[index].groups if index in guards else 0,
+            (known[index].of_0, known[index].of_1) if index in known else None,
+            index in known and known[index].levels is not None,
         )
-        for index, part in enumerate(shard.parts)
+        for index, part in enumerate(shard.plan.parts)
         if part.kind != plan.HEADER
     ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -18,13 +19,13 @@ from ckptguard import plan, representations
 from ckptguard.errors import CheckpointError, UsageError
 from ckptguard.guards import Counts, TensorGuard
 from ckptguard.pipeline import guarding, work
+from ckptguard.pipeline.estimating import Estimator
 from ckptguard.pipeline.reports import Report, Tally
 from ckptguard.pipeline.restore import (
     Damage,
     from_stored,
     null_elements,
     refuse_losses,
-    restrict,
     restrict_stored,
 )
 from ckptguard.pipeline.shard import Shard
@@ -61,7 +62,7 @@ class Stored:
 
     Attributes:
         read: before decoding.
-        decoded: after it, and after range guards where they are used; other unprotected bits as read.
+        decoded: after it, and after range guards and restorers where they are used; other unprotected bits as read.
         lost_bits: bitmap of bits in uncorrectable codewords; None where there are none.
     """
 
@@ -78,18 +79,26 @@ class Reader:
     """
 
     def __init__(
-        self, shards: Sequence[Shard], on_error: str = "raise", *, guard: bool = True, jobs: int | None = None
+        self,
+        shards: Sequence[Shard],
+        on_error: str = "raise",
+        *,
+        guard: bool = True,
+        estimate: bool = True,
+        jobs: int | None = None,
     ) -> None:
         if on_error not in ON_ERROR:
             raise UsageError(f"unknown on_error {on_error!r}; known: {', '.join(ON_ERROR)}")
         self._shards = shards
         self._on_error = on_error
         self._guard = guard
-        self._guards: list[dict[int, TensorGuard]] = [shard.guards if guard else {} for shard in shards]
+        self._estimators = [Estimator(shard, guard=guard, estimate=estimate) for shard in shards]
+        self._guards: list[dict[int, TensorGuard]] = [one.guards for one in self._estimators]
         self._restricted: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
         self._jobs = jobs
         self._tally = Tally(shards)
         self._counted_units: set[_Key] = set()
+        self._counted_changes: set[_Key] = set()
         self._counted = [np.zeros(shard.plan.pieces, np.bool_) for shard in shards]
         self._settled = [np.zeros(shard.plan.pieces, np.bool_) for shard in shards]
         self._maps: dict[int, Bytes] = {}
@@ -114,6 +123,10 @@ class Reader:
     def tensors(self) -> dict[str, Part]:
         """Tensors by name, shard after shard in payload order."""
         return {name: self._shards[s].plan.parts[p] for name, (s, p) in self._places.items()}
+
+    def guards(self, shard: int) -> Mapping[int, TensorGuard]:
+        """The range guards in use, by part index."""
+        return self._guards[shard]
 
     def place(self, name: str) -> tuple[int, int]:
         """(shard, part) of a tensor."""
@@ -341,7 +354,9 @@ class Reader:
             if (cached := self._cached(key)) is not None:
                 return cached
             examined = examine(self._shards[shard], stream, unit, guard=self._guard)
-            self._count(key, examined, self._restrict(shard, examined))
+            changed = self._restrict(shard, examined)
+            self._count_unit(*key, examined)
+            self._count_changes(key, changed)
             with self._lock:
                 self._cache[key] = examined
                 self._under_way.pop(key, None)
@@ -350,13 +365,13 @@ class Reader:
             return examined
 
     def _restrict(self, shard: int, examined: Examined) -> list[tuple[int, Counts]]:
-        """Replace what is impossible in the bytes of a unit, as decoded but not as read; what changed, by part."""
-        guards = self._guards[shard]
-        if not any(piece.part in guards and piece.state != State.EXACT for piece in examined.pieces):
+        """Estimate the damaged pieces of a unit, as decoded but not as read; what changed, by part."""
+        estimator = self._estimators[shard]
+        if not estimator.concerns(examined):
             return []
         if examined.bytes is examined.read:
             examined.bytes = examined.read.copy()
-        return restrict(self._shards[shard].plan.parts, guards, examined)
+        return estimator.apply(examined, partial(self._count_unit, shard))
 
     def _cached(self, key: _Key) -> Examined | None:
         with self._lock:
@@ -364,16 +379,21 @@ class Reader:
                 self._cache.move_to_end(key)
             return self._cache.get(key)
 
-    def _count(self, key: _Key, examined: Examined, changed: Sequence[tuple[int, Counts]]) -> None:
+    def _count_unit(self, shard: int, stream: int, unit: int, examined: Examined) -> None:
         indices = [piece.index for piece in examined.unit.pieces]
-        counted = self._counted[key[0]]
+        counted = self._counted[shard]
         with self._lock:
-            if key not in self._counted_units:
-                self._counted_units.add(key)
-                self._tally.add(key[0], examined, {index for index in indices if counted[index]})
+            if (shard, stream, unit) not in self._counted_units:
+                self._counted_units.add((shard, stream, unit))
+                self._tally.add(shard, examined, {index for index in indices if counted[index]})
+                counted[indices] = True
+
+    def _count_changes(self, key: _Key, changed: Sequence[tuple[int, Counts]]) -> None:
+        with self._lock:
+            if key not in self._counted_changes:
+                self._counted_changes.add(key)
                 for part, counts in changed:
                     self._tally.add_guarded(key[0], part, counts)
-                counted[indices] = True
 
     def _refuse(self, piece: PieceOutcome) -> None:
         if self._on_error == "raise" and piece.state == State.LOST:

@@ -17,7 +17,7 @@ INTACT, CORRECTABLE, UNCORRECTABLE = 0, 10, 11
 
 @dataclass
 class TensorReport:
-    """What became of one tensor (or safetensors header, or auxiliary file).
+    """What became of one tensor (or safetensors header, auxiliary file, or row sums).
 
     Attributes:
         name, kind: see `plan.Part`.
@@ -29,6 +29,9 @@ class TensorReport:
         affected_elements: elements with bits in codewords that could not be decoded (at most).
         guarded_bits: stored bits that never vary in the tensor and were set back to what they are.
         guarded_elements: elements outside of their recorded interval, replaced by zero or what comes nearest to it.
+        estimated_elements: elements that posterior restorers changed, by a factor or by their row's sum; their
+            protected bits may be among what changed.
+        pieces_without_sums: damaged pieces that were estimated without their row sums, since these are lost.
     """
 
     name: str
@@ -43,6 +46,8 @@ class TensorReport:
     affected_elements: int = 0
     guarded_bits: int = 0
     guarded_elements: int = 0
+    estimated_elements: int = 0
+    pieces_without_sums: int = 0
 
 
 @dataclass
@@ -174,10 +179,12 @@ class Tally:
             rows[part].pieces += 1
 
     def add_guarded(self, shard: int, part: int, counts: Counts) -> None:
-        """Count what a range guard changed in a part when it was read."""
+        """Count what guards and restorers changed in a part when it was read."""
         tensor = self._tensors[shard][part]
         tensor.guarded_bits += counts.forced
         tensor.guarded_elements += counts.replaced
+        tensor.estimated_elements += counts.estimated
+        tensor.pieces_without_sums += counts.without_sums
 
     def add(self, shard: int, examined: Examined, counted: Container[int] = ()) -> None:
         """Count one unit; of its pieces only those whose index is not among the `counted`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from ckptguard.files import atomic_folder, atomic_writer, refuse_overlap
 from ckptguard.guards import Applied, Counts, TensorGuard
 from ckptguard.pipeline import guarding, work
 from ckptguard.pipeline.check import examine_all
+from ckptguard.pipeline.estimating import Estimator
 from ckptguard.pipeline.reports import Report, Tally
 from ckptguard.pipeline.shard import Shard, open_set, set_files
 from ckptguard.pipeline.units import (
@@ -46,6 +47,7 @@ def restore(
     *,
     policy: str = "raw",
     guard: bool = True,
+    estimate: bool = True,
     strict: bool = False,
     overwrite: bool = False,
     jobs: int | None = None,
@@ -58,6 +60,8 @@ def restore(
             makes the element zero.
         guard: set back bits that never vary, and replace elements that cannot be, where the container has range
             guards. Off: bits that no code brings back stay as read.
+        estimate: where the container has posterior restorers, read damaged pieces as what they most likely were. Off:
+            guards do what they do without restorers.
         strict: write nothing when protected bits are lost.
 
     Raises:
@@ -70,7 +74,11 @@ def restore(
         sources = {source.name: source for shard in shards for source in shard.plan.sources}
         opened = _open_targets(sources, bool(shards[0].info.get("folder")), Path(destination), overwrite, stack)
         tally = Tally(shards)
-        sinks = [_Sink(shard, opened, policy, guard, stack, Path(destination).parent) for shard in shards]
+        estimators = [Estimator(shard, guard=guard, estimate=estimate) for shard in shards]
+        sinks = [
+            _Sink(shard, opened, policy, estimator, stack, Path(destination).parent)
+            for shard, estimator in zip(shards, estimators, strict=True)
+        ]
         examining = examine_all(shards, parity=False, jobs=jobs, step="restore", progress=progress, guard=guard)
         for index, examined in examining:
             tally.add(index, examined)
@@ -133,14 +141,14 @@ class _Sink:
         shard: Shard,
         targets: dict[str, int],
         policy: str,
-        guard: bool,
+        estimator: Estimator,
         stack: contextlib.ExitStack,
         folder: Path,
     ) -> None:
         self._shard = shard
         self._targets = targets
         self._policy = policy
-        self._guards = shard.guards if guard else {}
+        self._estimator, self._guards = estimator, estimator.guards
         self._damaged: dict[int, list[Damage]] = {}
         self._stored: int | None = None
         self._lost: int | None = None
@@ -149,12 +157,14 @@ class _Sink:
         self._any_lost = False
 
     def write(self, examined: Examined) -> list[tuple[int, Counts]]:
-        """Write one unit's pieces; what guards changed, by part."""
-        changed = restrict(self._shard.plan.parts, self._guards, examined)
+        """Write one unit's pieces; what guards and restorers changed, by part."""
+        changed = self._estimator.apply(examined)
         for piece, outcome, where in zip(
             examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True
         ):
             part = self._shard.plan.parts[piece.part]
+            if part.kind == plan.SUMS:
+                continue
             lost = examined.lost_bits[where] if examined.lost_bits is not None else None
             if part.representation == "native":
                 self._write_native(part, piece, examined.bytes[where], lost)
@@ -227,22 +237,10 @@ def _spans(part: Part) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, part.stored_bytes)) for begin in range(0, part.stored_bytes, step)]
 
 
-def restrict(parts: Sequence[Part], guards: Mapping[int, TensorGuard], examined: Examined) -> list[tuple[int, Counts]]:
-    """Replace what is impossible in native pieces that are not exact, in place; how much that changed, by part."""
-    changed = []
-    for piece, outcome, where in zip(examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True):
-        guard, part = guards.get(piece.part), parts[piece.part]
-        if guard is not None and part.representation == "native" and outcome.state != State.EXACT:
-            begin, proven = piece.offset - part.stored_offset, outcome.state == State.PROTECTED
-            counts = guarding.restrict(part, begin, guard, examined.bytes[where], proven)
-            changed.append((piece.part, counts))
-    return changed
-
-
 def restrict_stored(
     part: Part, stored: Bytes, begin: int, guard: TensorGuard, damaged: Iterable[Damage]
 ) -> list[tuple[int, Applied]]:
-    """As `restrict` for elements in another representation, from stored bytes that start at `begin`, in place.
+    """Replace what is impossible in elements in another representation, stored from byte `begin` on, in place.
 
     Args:
         damaged: pieces that are not exact.

@@ -21,12 +21,17 @@ from ckptguard.container.shard_file import SUFFIX, ShardFile
 from ckptguard.container.superblock import Superblock
 from ckptguard.errors import CkptGuardError, ContainerError, MismatchError
 from ckptguard.guards import TensorGuard
-from ckptguard.pipeline import guarding
+from ckptguard.pipeline import guarding, posteriors
+from ckptguard.pipeline.posteriors import Posterior
 from ckptguard.plan import ShardPlan
 from ckptguard.plan.columns import read_plan
 from ckptguard.representations.base import Losses
 
-KNOWN_SECTIONS = {"INFO": 0, "PLAN": 0, "HEAD": 0, "DGST": 0, "SCAL": 0, "LOSS": 0, guarding.TAG: 0}
+KNOWN_SECTIONS = {
+    **dict.fromkeys(("INFO", "PLAN", "HEAD", "DGST", "SCAL", "LOSS"), 0),
+    guarding.TAG: 0,
+    posteriors.TAG: 0,
+}
 _LOSS = struct.Struct("<QQQd")
 
 
@@ -79,6 +84,7 @@ class Shard:
         magnitudes: (parts,) scale of each part, for representations that need one.
         losses: of each part stored in a coarser representation, by part index.
         guards: range guards, by part index.
+        posteriors: what restorers are made of, by part index.
     """
 
     file: ShardFile
@@ -88,6 +94,7 @@ class Shard:
     magnitudes: npt.NDArray[np.float64]
     losses: dict[int, Losses]
     guards: dict[int, TensorGuard]
+    posteriors: dict[int, Posterior]
 
     @classmethod
     def open(cls, path: Path) -> Shard:
@@ -125,7 +132,9 @@ class Shard:
             )
         digests = Digests.from_bytes(found["DGST"].data, shard)
         scales, losses = _read_scales(found.get("SCAL"), shard), _read_losses(found.get("LOSS"))
-        return cls(file, shard, info, digests, scales, losses, guarding.read(found.get(guarding.TAG), shard))
+        guards = guarding.read(found.get(guarding.TAG), shard)
+        restorers = posteriors.read(found.get(posteriors.TAG), shard)
+        return cls(file, shard, info, digests, scales, losses, guards, restorers)
 
     def close(self) -> None:
         """Close the files."""
@@ -139,8 +148,9 @@ def pack_metadata(
     magnitudes: npt.NDArray[np.float64],
     losses: dict[int, Losses],
     guards: dict[int, TensorGuard],
+    restorers: dict[int, Posterior],
 ) -> bytes:
-    """The metadata of a shard. Plan and guards alone decide its size, so that room can be left for it beforehand."""
+    """The metadata of a shard. Plan, guards and restorers decide its size, so that room can be left for it before."""
     parts = [
         Section("INFO", sections.to_json(info), compressed=True),
         Section("PLAN", sections.to_json(shard.to_json()), compressed=True),
@@ -152,7 +162,8 @@ def pack_metadata(
         parts.append(Section("SCAL", magnitudes.astype("<f8").tobytes()))
         records = b"".join(_pack_loss(index, losses.get(index, Losses())) for index in coarse)
         parts.append(Section("LOSS", records, optional=True))
-    return sections.pack(parts + guarding.section(guards, len(shard.parts)))
+    count = len(shard.parts)
+    return sections.pack(parts + guarding.section(guards, count) + posteriors.section(restorers, count))
 
 
 def _pack_loss(index: int, loss: Losses) -> bytes:

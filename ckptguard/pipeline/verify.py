@@ -29,7 +29,7 @@ from ckptguard.pipeline.shard import Shard, open_set
 from ckptguard.pipeline.units import group_source_bytes, stored_group_bytes
 from ckptguard.plan import Part
 
-VARIANTS = ("clean", "unprotected", "decoded", "guarded")
+VARIANTS = ("clean", "unprotected", "decoded", "guarded", "estimated")
 CHUNK_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
@@ -40,9 +40,9 @@ class Verification:
     """What verify found.
 
     Attributes:
-        report: of decoding, with range guards where they are used.
-        weights: tensor -> variant (`unprotected`, `decoded`, and `guarded` where guards are used) -> differences from
-            the original.
+        report: of decoding, with range guards and posterior restorers where they are used.
+        weights: tensor -> variant (`unprotected`, `decoded`, `guarded` where guards are used, `estimated` where
+            restorers are) -> differences from the original.
         metrics: variant (`clean` and these) -> metrics of the evaluator; empty without one.
         certificate: what the container says was shown for its masks; None where it says nothing.
     """
@@ -74,6 +74,7 @@ def verify(
     framework: str = "pt",
     policy: str = "raw",
     guard: bool = True,
+    estimate: bool = True,
     select: str | None = None,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -84,11 +85,11 @@ def verify(
         against: the original checkpoint.
         evaluator: a spec (`file.py:function`, `classification:...`) or an object, as `evaluate.open_session` takes; a
             function gets a state dict of `framework` and returns metrics. It scores the original, which is also the
-            clean model it compares with, the payload as read without any decoding, the decoded payload, and that with
-            range guards where they are used.
+            clean model it compares with, the payload as read without any decoding, the decoded payload, that with
+            range guards where they are used, and with posterior restorers (and guards) where these are.
         framework: `pt` or `np`.
         policy: for elements in uncorrectable codewords, as for `restore`.
-        guard: use the range guards of the container, where it has some.
+        guard, estimate: use the range guards, the posterior restorers of the container, where it has some.
         select: which state dict, where the original is a torch file.
 
     Raises:
@@ -97,9 +98,11 @@ def verify(
     framework_name(framework)
     with open_set(path) as shards, open_checkpoint(Path(against), select) as checkpoint:
         original = _Original(checkpoint)
-        readers = {"decoded": Reader(shards, policy, guard=False, jobs=jobs)}
+        readers = {"decoded": Reader(shards, policy, guard=False, estimate=False, jobs=jobs)}
         if guard and any(shard.guards for shard in shards):
-            readers["guarded"] = Reader(shards, policy, jobs=jobs)
+            readers["guarded"] = Reader(shards, policy, estimate=False, jobs=jobs)
+        if estimate and any(shard.posteriors for shard in shards):
+            readers["estimated"] = Reader(shards, policy, guard=guard, jobs=jobs)
         tensors = readers["decoded"].tensors
         original.refuse_other_tensors(tensors)
         specs = {name: TensorSpec(part.dtype, part.shape) for name, part in tensors.items()}
@@ -175,7 +178,7 @@ def _compare(
                 rows["unprotected"].add_bits(part.selection, expected, stored.read, begin // 8)
                 values = from_stored(part, stored.read, begin, magnitude, None)
                 rows["unprotected"].add_values(part.dtype, source, values)
-            guard = shards[shard].guards.get(index) if kind == "guarded" else None
+            guard = reader.guards(shard).get(index)
             lost = stored.lost_bits if policy == "null" else None
             rows[kind].add_bits(part.selection, expected, stored.decoded, begin // 8)
             rows[kind].add_values(part.dtype, source, from_stored(part, stored.decoded, begin, magnitude, lost, guard))

@@ -40,6 +40,7 @@ def _costs(summary: Summary) -> list[tuple[str, str]]:
         ("protected", f"{numbers.percent(summary.protected_fraction)} of the bits that represent the weights"),
         ("redundancy r", f"{summary.redundancy:.4f} nominal, {summary.stored_redundancy:.4f} as stored"),
         *_guards(summary),
+        *_restorers(summary),
     ]
 
 
@@ -48,6 +49,22 @@ def _guards(summary: Summary) -> list[tuple[str, str]]:
     groups = sum(tensor.guard_groups for tensor in summary.tensors)
     taken = ARMOUR_GROWTH * sum(shard.guard_bytes for shard in summary.shards)
     return [("range guards", f"{groups:,}, {numbers.size(taken)} of the metadata")] if groups else []
+
+
+def _restorers(summary: Summary) -> list[tuple[str, str]]:
+    """For which rates posterior restorers are, and what they and row sums take."""
+    rates = {tensor.restorer_rates for tensor in summary.tensors if tensor.restorer_rates}
+    if not rates:
+        return []
+    low, high = min(min(pair) for pair in rates), max(max(pair) for pair in rates)
+    said = numbers.value(low) if low == high else f"{numbers.value(low)} to {numbers.value(high)}"
+    count = sum(tensor.restorer_rates is not None for tensor in summary.tensors)
+    taken = ARMOUR_GROWTH * sum(shard.restorer_bytes for shard in summary.shards)
+    text = f"{count:,} posterior ones for {said}, {numbers.size(taken)} of the metadata"
+    summed = sum(tensor.row_sums for tensor in summary.tensors)
+    sums = sum(shard.sum_bytes for shard in summary.shards)
+    more = f"row sums of {numbers.count(summed, 'tensor')}: {numbers.size(sums)}"
+    return [("restorers", f"{text}; {more}" if summed else text)]
 
 
 def shards_table(shards: Sequence[ShardSummary]) -> str:

@@ -15,14 +15,20 @@ from ckptguard.report.table import MOST_ROWS, pairs, table
 
 EXACT, PROTECTED_EXACT, LOST, CONTRADICTED = "exact", "protected-exact", "lost", "contradicted"
 _DIFFERENT = 13
-_HEADS = {"clean": "clean", "unprotected": "corrupted, unprotected", "decoded": "decoded", "guarded": "and guarded"}
-_ROWS = {"unprotected": "as read", "decoded": "decoded", "guarded": "guarded"}
+_HEADS = {
+    "clean": "clean",
+    "unprotected": "corrupted, unprotected",
+    "decoded": "decoded",
+    "guarded": "and guarded",
+    "estimated": "and estimated",
+}
+_ROWS = {"unprotected": "as read", "decoded": "decoded", "guarded": "guarded", "estimated": "estimated"}
 
 
 def contradicted(result: Verification) -> list[str]:
     """Tensors whose protected bits differ from the original although their digests agree: it is of another model."""
     lost = {tensor.name for tensor in result.report.lost}
-    return [name for name, rows in result.weights.items() if _final(rows).wrong_protected_bits and name not in lost]
+    return [name for name, rows in result.weights.items() if _read(rows).wrong_protected_bits and name not in lost]
 
 
 def verdict(result: Verification) -> str:
@@ -31,11 +37,16 @@ def verdict(result: Verification) -> str:
         return CONTRADICTED
     if result.report.lost:
         return LOST
-    return PROTECTED_EXACT if any(_final(rows).changed_elements for rows in result.weights.values()) else EXACT
+    return PROTECTED_EXACT if any(_read(rows).changed_elements for rows in result.weights.values()) else EXACT
 
 
 def _final(rows: Mapping[str, WeightDifference]) -> WeightDifference:
     """What those who load the container get."""
+    return rows.get("estimated", _read(rows))
+
+
+def _read(rows: Mapping[str, WeightDifference]) -> WeightDifference:
+    """What was read, before restorers estimate elements, protected bits and all."""
     return rows.get("guarded", rows["decoded"])
 
 
@@ -53,7 +64,7 @@ def text(container: Path, against: Path, result: Verification) -> str:
         CONTRADICTED: f"was made from another model: protected bits that decode exactly differ in {of}",
         LOST: f"protected bits are lost in {of}",
         PROTECTED_EXACT: "every protected bit is exact; unprotected bits differ"
-        if any(_final(rows).wrong_unprotected_bits for rows in result.weights.values())
+        if any(_read(rows).wrong_unprotected_bits for rows in result.weights.values())
         else "every stored bit is exact; elements differ by the rounding of their representation",
         EXACT: "every element is exact",
     }[found]

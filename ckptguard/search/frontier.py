@@ -16,10 +16,9 @@ from itertools import pairwise
 
 from ckptguard.errors import UsageError
 from ckptguard.masks import MaskSet, Rule
+from ckptguard.pipeline.wanted import ROW_SUMS
 
 BITS, TOP = "bits", "top"
-ROW_SUMS = "row_sums"
-"""In the provenance of masks: names of the tensors that carry row sums."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class TensorDamage:
             not known, which protects the bit first.
         strengths: codes to choose from; one for all protected bits of the tensor.
         joint: masks with the damage that each leaves, where bits do not add up; they are chosen from instead.
-        sum_bits: that row sums take; 0 = none can be had.
+        sum_bits: that row sums take, coded like the weights by the first of the strengths; 0 = none can be had.
+        level_bits: of metadata, for the levels of these sums.
         common: share of the damage that row sums take away.
     """
 
@@ -57,6 +57,7 @@ class TensorDamage:
     strengths: tuple[Strength, ...]
     joint: tuple[tuple[str, float], ...] = ()
     sum_bits: int = 0
+    level_bits: int = 0
     common: float = 0.0
 
     @property
@@ -224,6 +225,7 @@ def _joint(tensor: TensorDamage, order: str) -> list[Choice]:
     What a code leaves of a mask's worth is that share of what the mask saves.
     """
     bare = max(damage for _, damage in tensor.joint)
+    sums = tensor.sum_bits * (1 + tensor.strengths[0].parity) + tensor.level_bits
     found = []
     for strength in tensor.strengths:
         for mask, damage in tensor.joint:
@@ -233,8 +235,7 @@ def _joint(tensor: TensorDamage, order: str) -> list[Choice]:
             parity = tensor.words * mask.count("1") * strength.parity
             found.append(Choice(parity, left, mask, strength.code if "1" in mask else None))
             if tensor.sum_bits:
-                cost = parity + tensor.sum_bits * (1 + strength.parity)
-                found.append(Choice(cost, left * (1 - tensor.common), mask, found[-1].code, True))
+                found.append(Choice(parity + sums, left * (1 - tensor.common), mask, found[-1].code, True))
     return found
 
 

@@ -19,11 +19,14 @@ from ckptguard.devices import Device, DeviceMap
 from ckptguard.errors import UsageError
 from ckptguard.guards import NONE as NO_GUARD
 from ckptguard.guards import TENSOR
+from ckptguard.pipeline import posteriors
+from ckptguard.pipeline.posteriors import Posterior
+from ckptguard.pipeline.wanted import RESTORER, recorded
 from ckptguard.posterior import Spread
 from ckptguard.search.curvature import Curvature
 from ckptguard.search.damage import Rates, damage_table
 from ckptguard.search.frontier import Strength, TensorDamage
-from ckptguard.search.restoring import applies, joint_damage, sum_bits
+from ckptguard.search.restoring import LEVEL_BYTES, joint_damage, spread_of, sum_bits
 from ckptguard.search.trials import POSTERIOR, RANGE, Stored
 from ckptguard.spec import Spec
 
@@ -73,24 +76,45 @@ class Problem:
 
     def _tensor(self, name: str, encoding: Encoding) -> TensorDamage:
         bare = TensorDamage(name, encoding.elements, self.table[name], self.strengths(self.rates[name].worst))
-        weights = self.curvature.of(name, encoding.elements)
-        if self.stored.guard != POSTERIOR or weights is None or not applies(encoding):
+        weights, spread = self.curvature.of(name, encoding.elements), self.spreads.get(name)
+        if weights is None or spread is None:
             return bare
-        joint = joint_damage(
-            encoding, Spread.of(encoding.dtype, encoding.words), self.rates[name], weights, self.table[name]
-        )
+        joint = joint_damage(encoding, spread, self.rates[name], weights, self.table[name])
         common = min(self.curvature.common.get(name, 0.0), 1.0)
-        return replace(bare, joint=joint, sum_bits=sum_bits(encoding, self.shapes[name]), common=common)
+        levels = LEVEL_BYTES * _BITS_PER_METADATA_BYTE
+        return replace(
+            bare, joint=joint, sum_bits=sum_bits(encoding, self.shapes[name]), level_bits=levels, common=common
+        )
+
+    @cached_property
+    def spreads(self) -> dict[str, Spread]:
+        """Of the tensors that have restorers, where the model is stored with them."""
+        if self.stored.guard != POSTERIOR:
+            return {}
+        found = {name: spread_of(encoding) for name, encoding in self.encodings.items()}
+        return {name: spread for name, spread in found.items() if spread is not None}
+
+    @property
+    def restorers(self) -> dict[str, object]:
+        """What the provenance of masks says of restorers; empty without them."""
+        if self.stored.guard != POSTERIOR:
+            return {}
+        return {RESTORER: recorded({name: (self.rates[name].of_0, self.rates[name].of_1) for name in self.spreads})}
 
     @property
     def metadata_bits(self) -> int:
-        """Stored bits of a mask per tensor, and of range guards as a container has them, or of how the magnitudes are
-        spread. Row sums are no metadata, but coded as the weights are."""
+        """Stored bits of a mask per tensor, and of range guards, or of restorers, as a container has them.
+
+        Row sums are no metadata, but coded as the weights are; their levels are paid for with them.
+        """
         plain = sum(-(-encoding.bits // 8) for encoding in self.encodings.values())
-        if self.stored.guard == POSTERIOR:
-            for encoding in self.encodings.values():
-                plain += len(Spread.of(encoding.dtype, encoding.words).pack()) if applies(encoding) else 0
+        for names in self.shards:  # part 0 is the header of the safetensors file
+            found = {index: self._posterior(name) for index, name in enumerate(names, 1) if name in self.spreads}
+            plain += posteriors.stored_bytes(found, len(names) + 1)
         return plain * _BITS_PER_METADATA_BYTE + self.guards.bits(self.shards).stored
+
+    def _posterior(self, name: str) -> Posterior:
+        return Posterior(self.rates[name].of_0, self.rates[name].of_1, self.spreads[name])
 
     def strengths(self, rate: float) -> tuple[Strength, ...]:
         """What the codes cost, and leave, at a bit error rate."""

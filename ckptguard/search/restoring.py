@@ -12,26 +12,30 @@ import numpy.typing as npt
 
 from ckptguard.campaign.encodings import Encoding, NativeWords, floats_of
 from ckptguard.evaluate.session import Patch
-from ckptguard.posterior import FIELDS, MIXED, Restorer, RowSums, Spread
+from ckptguard.posterior import FIELDS, MIXED, Restorer, Spread, all_finite, field_counts
+from ckptguard.row_sums import RowSums, row_columns
 from ckptguard.search.damage import Rates, Weights
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
 Floats = npt.NDArray[np.float64]
-LEAST_COLUMNS = 16
-"""Rows of fewer elements carry no sums."""
-_HEADER_BYTES = 8  # low and step
+LEVEL_BYTES = 8
+"""What the levels of a tensor's row sums take of the metadata."""
 
 
-def applies(encoding: Encoding) -> bool:
-    """Whether a tensor can have a restorer."""
-    return isinstance(encoding, NativeWords) and encoding.dtype.name in FIELDS and encoding.elements > 0
+def spread_of(encoding: Encoding) -> Spread | None:
+    """Of a tensor that can have a restorer: floats as they are, all of them finite; None of others."""
+    if not isinstance(encoding, NativeWords) or encoding.dtype.name not in FIELDS or not encoding.elements:
+        return None
+    fields = field_counts(encoding.dtype, encoding.words)
+    return Spread.of_counts(encoding.dtype, fields) if all_finite(fields) else None
 
 
 def sum_bits(encoding: Encoding, shape: tuple[int, ...]) -> int:
-    """Bits of the row sums of a tensor; 0 where it can have none."""
-    if not applies(encoding) or len(shape) < 2 or encoding.elements // shape[0] < LEAST_COLUMNS:
-        return 0
-    return 8 * (shape[0] + _HEADER_BYTES)
+    """Bits of the row sums of a tensor with a restorer, without their levels; 0 where rows are too short.
+
+    A container has one more byte for every row that lies in two units of its stream, of at least 256 KiB each.
+    """
+    return 8 * shape[0] if row_columns(encoding.elements, shape) else 0
 
 
 class Restoring:
@@ -54,8 +58,8 @@ class Restoring:
         self._restorers: dict[str, Restorer] = {}
         self._sums: dict[str, RowSums] = {}
         for name, encoding in encodings.items():
-            if applies(encoding):
-                spread = Spread.of(encoding.dtype, encoding.words)
+            spread = spread_of(encoding)
+            if spread is not None:
                 rate = rates[name]
                 self._restorers[name] = Restorer.of(spread, masks[name], rate.of_0, rate.of_1)
                 if name in summed and sum_bits(encoding, shapes[name]):
@@ -71,7 +75,7 @@ class Restoring:
         encoding = self._encodings[name]
         words = encoding.words.copy()
         words[patch.elements] = patch.words
-        words = self._restorers[name].apply(words)
+        self._restorers[name].apply_in_place(words)
         if name in self._sums:
             corrected = self._sums[name].correct(_values(encoding, words))
             words = encoding.encode(corrected.reshape(-1))

@@ -237,7 +237,8 @@ def search(
         "redundancy": path.redundancy(vertex),
         "charged_redundancy": path.charged(vertex),
         "metric": tune.metric.name,
-    } | more
+    }
+    provenance |= problem.restorers | more
     if math.isfinite(path.damage[vertex]):
         provenance["predicted_damage"] = path.damage[vertex]
     if calibration is not None:

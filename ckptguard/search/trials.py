@@ -20,8 +20,8 @@ from ckptguard.codes.bch import Bch
 from ckptguard.errors import CkptGuardError, MissingExtraError, UsageError
 from ckptguard.evaluate.session import Session, TensorSpec, open_session
 from ckptguard.masks import MaskSet
+from ckptguard.pipeline.wanted import ROW_SUMS
 from ckptguard.search.damage import Rates
-from ckptguard.search.frontier import ROW_SUMS
 from ckptguard.search.journal import Journal
 from ckptguard.search.restoring import Restoring
 from ckptguard.spec import suggestion
@@ -41,7 +41,7 @@ class Stored:
         representation: spec, as in `Variant`.
         code: `ideal`, `ideal:p` or a code's spec: that of tensors whose rule names none.
         policy: for the uncorrectable.
-        guard: `none`; `tensor`: range guards; `posterior`: restorers of `ckptguard.posterior`, in campaigns only.
+        guard: `none`; `tensor`: range guards; `posterior`: restorers of `ckptguard.posterior`.
     """
 
     representation: str = "native"

@@ -50,12 +50,14 @@ class Opened:
         mapped: tensors are views of the mapped file where that can be; otherwise each gets a buffer of its own.
     """
 
-    def __init__(self, filename: Filename, on_error: str, guard: bool, jobs: int | None, mapped: bool) -> None:
+    def __init__(
+        self, filename: Filename, on_error: str, guard: bool, estimate: bool, jobs: int | None, mapped: bool
+    ) -> None:
         path = Path(filename)
         self.mapped = mapped
         with contextlib.ExitStack() as stack:
             self.shards = _open(path, stack)
-            self.reader = Reader(self.shards, on_error, guard=guard, jobs=jobs)
+            self.reader = Reader(self.shards, on_error, guard=guard, estimate=estimate, jobs=jobs)
             self.parts = self.reader.tensors
             weakref.finalize(self, stack.pop_all().close)
 
@@ -254,6 +256,8 @@ class safe_open:  # noqa: N801 - the name it has in safetensors
             (`raw`), or set the elements to zero (`null`).
         guard: where the container has range guards and what is read is damaged, set back bits that never vary and
             replace elements that cannot be.
+        estimate: where the container has posterior restorers and what is read is damaged, read it as what it most
+            likely was; its protected bits may be among what that changes.
         report: called at the end of the `with` block with the record of what was found in all that was read.
         jobs: threads for large tensors; default: as many as the process may run on.
 
@@ -270,13 +274,14 @@ class safe_open:  # noqa: N801 - the name it has in safetensors
         backend: str = DEFAULT_BACKEND,
         on_error: str = "raise",
         guard: bool = True,
+        estimate: bool = True,
         report: TakeReport | None = None,
         jobs: int | None = None,
     ) -> None:
         self._framework, self._device = check_request(framework, device, backend)
         self._report = report
         self._jobs = jobs
-        self._opened: Opened | None = Opened(filename, on_error, guard, jobs, mapped=backend == "mmap")
+        self._opened: Opened | None = Opened(filename, on_error, guard, estimate, jobs, mapped=backend == "mmap")
 
     def __enter__(self) -> safe_open:
         return self

@@ -15,6 +15,7 @@ def load_file(
     backend: str = DEFAULT_BACKEND,
     on_error: str = "raise",
     guard: bool = True,
+    estimate: bool = True,
     report: TakeReport | None = None,
     jobs: int | None = None,
 ) -> dict[str, Any]:
@@ -23,6 +24,14 @@ def load_file(
     Args and Raises: as `safe_open`; `report` is called after loading.
     """
     with safe_open(
-        filename, framework, device, backend=backend, on_error=on_error, guard=guard, report=report, jobs=jobs
+        filename,
+        framework,
+        device,
+        backend=backend,
+        on_error=on_error,
+        guard=guard,
+        estimate=estimate,
+        report=report,
+        jobs=jobs,
     ) as opened:
         return opened.get_tensors()

@@ -16,7 +16,7 @@ from ckptguard.devices import DeviceMap
 from ckptguard.errors import UsageError
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline import work
-from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_GUARD, DEFAULT_TARGET, Protected, protect
+from ckptguard.pipeline.protect import DEFAULT_CODE, DEFAULT_TARGET, Protected, protect
 from ckptguard.serving.handle import Filename
 
 WriteTo = Callable[[Path], None]
@@ -33,7 +33,9 @@ def save_file(
     representation: str = "native",
     devices: DeviceMap | Path | str | None = None,
     target: float = DEFAULT_TARGET,
-    guard: str = DEFAULT_GUARD,
+    guard: str | None = None,
+    restorer: str | None = None,
+    bit_error_rate: float | None = None,
     overwrite: bool = True,
     jobs: int | None = None,
     progress: work.Progress = work.silent,
@@ -45,7 +47,8 @@ def save_file(
         filename: `*.safetensors` gets that file, as safetensors writes it, and its sidecar beside it; any other name
             gets a container, which is a folder where the tensors lie on several devices.
         metadata: free text for the header.
-        masks, bits, code, representation, devices, target, guard, jobs, progress: as for `protect`.
+        masks, bits, code, representation, devices, target, guard, restorer, bit_error_rate, jobs, progress: as for
+            `protect`.
 
     Raises:
         UsageError: values of both frameworks or of neither. ValueError, RuntimeError, SafetensorError: as safetensors
@@ -61,6 +64,8 @@ def save_file(
         devices=devices,
         target=target,
         guard=guard,
+        restorer=restorer,
+        bit_error_rate=bit_error_rate,
         overwrite=overwrite,
         jobs=jobs,
         progress=progress,
@@ -77,7 +82,9 @@ def save_written(
     representation: str,
     devices: DeviceMap | Path | str | None,
     target: float,
-    guard: str,
+    guard: str | None,
+    restorer: str | None,
+    bit_error_rate: float | None,
     overwrite: bool,
     jobs: int | None,
     progress: work.Progress,
@@ -102,6 +109,8 @@ def save_written(
             devices=devices,
             target=target,
             guard=guard,
+            restorer=restorer,
+            bit_error_rate=bit_error_rate,
             sidecar=sidecar,
             overwrite=overwrite,
             jobs=jobs,

@@ -41,6 +41,7 @@ RULES = [
     {"tensors": "d*", "mask": "top:12"},
     {"tensors": "*", "mask": "none"},
 ]
+RESTORER = {"restorer": {"kind": "posterior", "rates": [{"tensors": ["*"], "of_0": 0.01, "of_1": 0.02}]}}
 DEVICES = """
 [[device]]
 name = "worn"
@@ -75,6 +76,7 @@ SINGLE = {
     "guard-channel": {"code": "secded:72,64", "bits": 2, "guard": "channel"},
     "guard-group": {"code": "none", "guard": "group:8"},
     "guard-fixed": {"code": "crc", "representation": "fixed:6,sign-magnitude", "guard": "group:16"},
+    "restorer": {"code": "bch:63,45", "masks": RULES, "provenance": RESTORER | {"row_sums": ["weight"]}},
     "sidecar": {"code": "secded:72,64", "bits": 8, "sidecar": True},
     "devices": {"code": "secded:72,64", "bits": 8, "devices": True},
     "folder": {"code": "bch:1023,513", "bits": 2, "folder": True},
@@ -108,7 +110,13 @@ def make(case: Path, settings: dict[str, object]) -> None:
     extra = case / "extra"
     extra.mkdir()
     if rules := settings.pop("masks", None):
-        (extra / "sp.json").write_text(json.dumps({"format": "ckptguard-masks", "version": 1, "rules": rules}))
+        masks = {
+            "format": "ckptguard-masks",
+            "version": 1,
+            "rules": rules,
+            "provenance": settings.pop("provenance", {}),
+        }
+        (extra / "sp.json").write_text(json.dumps(masks))
         settings["masks"] = extra / "sp.json"
     if settings.pop("devices", False):
         (extra / "devices.toml").write_text(DEVICES)
