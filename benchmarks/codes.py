@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ TOP_NINE = 0xFF800000FF800000
 LONG = "bch:8191,6722"
 SHORT = ("bch:1023,923", "bch:1023,838", "bch:1023,828", "bch:511,421", "bch:511,340")
 INFORMATION = 8 << 20  # bytes of information per call
+MCELIECE = "Classic McEliece's kernels, t = 128"
 DECODE_GOALS = {1e-4: (1.2, 60.0), 1e-3: (0.5, 70.0), 1e-2: (0.2, 60.0)}
 
 
@@ -112,11 +115,15 @@ def _long(limits: Limits, rounds: int) -> Iterator[Row]:
             _peers(timings, kind, peer, 12.0, galois_goal),
             bound=f"{carryless}: {limit}",
         )
+    builds = tempfile.TemporaryDirectory(prefix="ckptguard-benchmark-")
+    mceliece = peers.mceliece(Path(builds.name))
     for p, (goal, ratio) in DECODE_GOALS.items():
         one = [Contender("decode", words.decode, words.information, words.damaged(p))]
         if theirs:
             few = theirs.damaged(p)
             one.append(Contender("bchlib decode", theirs.decode, theirs.message_bytes, few))
+        if mceliece:
+            one.append(Contender(MCELIECE, lambda _: mceliece(200), 200 * code.k / 8))
         if p == 1e-3:
             one += galois.contenders(f"decode {p:g}")
         timings = interleaved(one, rounds)
@@ -127,7 +134,8 @@ def _long(limits: Limits, rounds: int) -> Iterator[Row]:
             f"BCH({code.n},{code.k}) decode at {p:g}",
             timings["decode"],
             goal,
-            _peers(named, "decode", peer, ratio, None),
+            _peers(named, "decode", peer, ratio, None)
+            + ([(timings[MCELIECE], 8.0 if p == 1e-2 else None)] if mceliece else []),
             bound=_decode_bound(limits, code, p),
             note=f"{lost} of {len(words.messages) * 512} codewords beyond t = {code.t}" if lost else "",
         )

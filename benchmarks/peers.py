@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ import numpy as np
 
 BCHLIB_FOLDER = "CKPTGUARD_BCHLIB"
 """Environment variable: a folder with a bchlib that was built for t up to 160 (docs/benchmarks.md says how)."""
+
+MCELIECE_FOLDER = "CKPTGUARD_MCELIECE"
+"""Environment variable: the folder crypto_kem/mceliece8192128/avx2 of PQClean's sources (docs/benchmarks.md)."""
 
 missing: dict[str, str] = {}
 """Peers that were looked for in vain, and what they would have been needed for."""
@@ -54,6 +59,24 @@ def bchlib(m: int, t: int) -> tuple[str, Any] | None:
         return None
     stock = module("bchlib", f"BCH, m = {m}, t = {t}")
     return ("bchlib", stock.BCH(t, m=m)) if stock else None
+
+
+def mceliece(builds: Path) -> Callable[[int], None] | None:
+    """Decoding so many words by the kernels of Classic McEliece (m = 13, t = 128), compiled into a folder; or None."""
+    folder, compiler = os.environ.get(MCELIECE_FOLDER), shutil.which("cc")
+    if not folder or compiler is None:
+        missing["Classic McEliece"] = f"decoding; {MCELIECE_FOLDER} names no folder of its sources, or there is no cc"
+        return None
+    sources, library = Path(folder), builds / "mceliece.so"
+    wanted = [*sources.glob("*_asm.S"), *(sources / name for name in _MCELIECE if (sources / name).exists())]
+    options = ["-O3", "-march=native", "-fwrapv", "-fPIC", "-shared", f"-I{sources}", f"-I{sources}/../../../common"]
+    driver = Path(__file__).with_name("mceliece.c")
+    subprocess.run([compiler, *options, "-w", "-o", library, driver, *wanted], check=True, stderr=subprocess.DEVNULL)
+    decode: Callable[[int], None] = ctypes.CDLL(str(library)).decode
+    return decode
+
+
+_MCELIECE = ("bm.c", "fft.c", "fft_tr.c", "gf.c", "vec128.c", "vec256.c", "consts.S")
 
 
 class BchlibWords:

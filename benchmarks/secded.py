@@ -69,6 +69,6 @@ def rows(limits: Limits, rounds: int = ROUNDS, size: int = 64 << 20) -> list[Row
             timings["decode"],
             5.0,
             [(copy, None)],
-            bound="the sums, and every row once more: 72 columns matched with 8 syndrome rows, 9 operations on 64 bytes each",
+            bound="the sums, and every row once more: 72 columns matched with 8 syndrome rows, 9 operations each",
         )
     ]

@@ -23,8 +23,10 @@ import torch
 from ckptguard.campaign.statistics import mean_interval
 from ckptguard.campaign.subject import Subject
 from ckptguard.devices import Device, DeviceMap
-from ckptguard.masks import MaskSet, similarity
+from ckptguard.masks import MaskSet, Rule, similarity
 from ckptguard.pipeline.work import silent
+from ckptguard.search.frontier import exactly
+from ckptguard.search.learning import is_float
 from ckptguard.search.methods import METHODS
 from ckptguard.search.paths import MaskPath
 from ckptguard.search.problem import Problem, faults_of
@@ -182,7 +184,7 @@ def compare(
     """Uniform, agents, Fisher without and with restorers, at several budgets."""
     print(HEAD, flush=True)
     for bits in top:
-        bench.add(f"uniform, top {bits}", MaskSet.top(bits), "none", 0, draws)
+        bench.add(f"uniform, top {bits}", uniform(bench, bits), "none", 0, draws)
     for path in agents:
         masks = MaskSet.load(path)
         note = masks.provenance
@@ -192,6 +194,12 @@ def compare(
         for budget in several:
             masks, seconds = bench.find("fisher", budget, guard)
             bench.add("fisher", masks, guard, seconds, draws)
+
+
+def uniform(bench: Bench, bits: int) -> MaskSet:
+    """The same top bits of all numbers; whole integers, as in every other row: a wrong index is no inaccuracy."""
+    floats = tuple(exactly(name) for name, one in bench.subject.tensors.items() if is_float(one.dtype))
+    return MaskSet((Rule(floats, f"top:{bits}"), Rule(("*",), "all")))
 
 
 def masks_of_agent(models: Path, method: str, name: str, representation: str) -> Path:
@@ -307,7 +315,7 @@ def towers(models: Path) -> dict[str, Any]:
                 row["bits"] = shares(bench, masks)
                 print(f"protected bits per weight: {row['bits']}", flush=True)
         for bits in (4, 8):
-            bench.add(f"uniform, top {bits}", MaskSet.top(bits), "none", 0)
+            bench.add(f"uniform, top {bits}", uniform(bench, bits), "none", 0)
         found[f"{bad} on 1e-2"] = bench.rows
     return found
 
