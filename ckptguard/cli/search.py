@@ -65,7 +65,12 @@ def _storage(function: Callable[..., Any]) -> Callable[..., Any]:
                 show_default=True,
                 help="Tensors that a function gets.",
             ),
-            click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of torch."),
+            click.option(
+                "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of torch, in each job."
+            ),
+            click.option(
+                "-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that draw."
+            ),
         )
     ):
         function = option(function)

@@ -12,7 +12,7 @@ import numpy as np
 from ckptguard.errors import UsageError
 from ckptguard.pipeline.work import Progress, silent
 from ckptguard.search.paths import MaskPath
-from ckptguard.search.trials import Trials, mean_drop
+from ckptguard.search.trials import Ask, Trials, mean_drop
 
 CALIBRATION_POINTS = 6
 NO_DAMAGE = 1e-2
@@ -87,12 +87,12 @@ def calibrate_path(path: MaskPath, trials: Trials, draws: int, progress: Progres
     bottom = max(float(damages[finite].min()), top * 1e-5, 1e-12)
     wanted = np.geomspace(max(top, bottom), bottom, CALIBRATION_POINTS)
     vertices = sorted({int(finite[np.argmin(np.abs(np.log(damages[finite] + 1e-30) - np.log(w)))]) for w in wanted})
-    predicted, losses = [], []
-    for number, vertex in enumerate(vertices, 1):
-        drops = trials.drops(path.masks(vertex), 0, draws)
-        predicted.append(float(damages[vertex]))
-        losses.append(mean_drop(drops, most))
-        progress("calibration", number, len(vertices))
+    drops = trials.measure(
+        [Ask(path.masks(vertex), 0, draws) for vertex in vertices],
+        lambda done, total: progress("calibration", done, total),
+    )
+    predicted = [float(damages[vertex]) for vertex in vertices]
+    losses = [mean_drop(one, most) for one in drops]
     return Calibration.fit([bottom * NO_DAMAGE, *predicted], [0.0, *losses])
 
 

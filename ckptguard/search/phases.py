@@ -13,13 +13,14 @@ from ckptguard.search import learning
 from ckptguard.search import polish as polishing
 from ckptguard.search.calibrate import Calibration, calibrate_path, ceiling, drop_to, least
 from ckptguard.search.certify import Certificate, Claim, Tested, certification_order, walk
+from ckptguard.search.curvature import Curvature
 from ckptguard.search.frontier import Frontier
 from ckptguard.search.paths import MaskPath
 from ckptguard.search.problem import Problem
 from ckptguard.search.request import Material, Request
 from ckptguard.search.result import SearchResult, Vertex, thinned
 from ckptguard.search.sources import find_curvature
-from ckptguard.search.trials import Trials
+from ckptguard.search.trials import Ask, Trials
 
 
 @dataclass
@@ -72,8 +73,9 @@ def perform(request: Request, material: Material, clock: Clock, progress: Progre
     """All phases, one after another."""
     tune = material.tuning()
     clock.phase("loading")
-    problem = problem_of(request, material, tune, progress)
+    found = find_curvature(request.how.curvature, tune, request.gradients, request.samples, request.seed, progress)
     clock.phase("curvature")
+    problem = problem_of(material, tune, found, request.codes)
     if request.how.path is None:
         chosen = learned(request, material, problem, tune, progress)
         clock.phase("learning")
@@ -89,15 +91,11 @@ def perform(request: Request, material: Material, clock: Clock, progress: Progre
     return _result(request, material, problem, tune, chosen, certified, clock)
 
 
-def problem_of(request: Request, material: Material, trials: Trials, progress: Progress) -> Problem:
-    """The curvature, and with it everything that masks are chosen from."""
-    source = request.how.curvature
-    found = find_curvature(source, trials, request.gradients, request.samples, request.seed, progress)
+def problem_of(material: Material, trials: Trials, curvature: Curvature, codes: tuple[str, ...]) -> Problem:
+    """Everything that masks are chosen from."""
     subject = material.subject
     shapes = {name: tensor.shape for name, tensor in subject.tensors.items()}
-    return Problem(
-        trials.bare.encodings, material.faults, material.stored, request.codes, found, shapes, subject.shards
-    )
+    return Problem(trials.bare.encodings, material.faults, material.stored, codes, curvature, shapes, subject.shards)
 
 
 def learned(request: Request, material: Material, problem: Problem, tune: Trials, progress: Progress) -> Chosen:
@@ -160,12 +158,8 @@ def fresh_drops(
     Args:
         number: of the test, from 0.
     """
-    ready = trials.prepare(path.masks(vertex))
-    drops = []
-    for trial in range(claim.trials):
-        drops += trials.drops_of(ready, trials.faults, number * claim.trials + trial, 1)
-        progress(f"certificate, test {number + 1}", trial + 1, claim.trials)
-    return drops
+    devices = Ask(path.masks(vertex), number * claim.trials, claim.trials)
+    return trials.measure([devices], lambda done, total: progress(f"certificate, test {number + 1}", done, total))[0]
 
 
 def _result(

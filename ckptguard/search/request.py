@@ -14,6 +14,7 @@ from ckptguard.search.curvature import Losses
 from ckptguard.search.journal import Journal
 from ckptguard.search.methods import METHODS, Method
 from ckptguard.search.trials import Stored, Trials
+from ckptguard.search.workers import Workers
 from ckptguard.spec import look_up
 
 
@@ -119,6 +120,7 @@ class Material:
         faults: by tensor. fault_text: the same in words.
         metric: of the evaluators; None = their first.
         journal: of what is measured; None = nothing is kept.
+        workers: that make draws; None = this process does.
     """
 
     subject: Subject
@@ -131,6 +133,7 @@ class Material:
     framework: str
     threads: int
     journal: Journal | None = None
+    workers: Workers | None = None
 
     def tuning(self) -> Trials:
         """On the data that choose."""
@@ -156,4 +159,5 @@ class Material:
             threads=self.threads,
             decoder=decoder,
             journal=self.journal,
+            workers=self.workers,
         )

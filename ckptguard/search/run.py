@@ -14,12 +14,13 @@ from ckptguard.search.certify import Claim
 from ckptguard.search.curvature import Losses
 from ckptguard.search.journal import Journal
 from ckptguard.search.methods import METHODS
-from ckptguard.search.phases import Clock, perform
-from ckptguard.search.problem import Problem, faults_of
+from ckptguard.search.phases import Clock, perform, problem_of
+from ckptguard.search.problem import faults_of
 from ckptguard.search.request import Data, Material, Request
 from ckptguard.search.result import SearchResult, Sensitivity
 from ckptguard.search.sources import find_curvature
-from ckptguard.search.trials import RANGE, Stored, Trials
+from ckptguard.search.trials import RANGE, Stored
+from ckptguard.search.workers import workers
 from ckptguard.spec import look_up
 
 DEFAULT_CODE = "ideal"
@@ -53,6 +54,7 @@ def search(
     seed: int = 0,
     framework: str = "pt",
     threads: int = 1,
+    jobs: int = 1,
     select: str | None = None,
     polish: int = 0,
     journal: Journal | None = None,
@@ -75,6 +77,9 @@ def search(
             masks; data of `classification:` are halved once more without it.
         samples: calibration inputs that gradients are taken of.
         trials: draws per point of the calibration.
+        threads: of torch and BLAS, in this process and in every worker.
+        jobs: worker processes; they change nothing but the time. An agent's episodes, which depend on each other, and
+            gradients stay in this process.
         polish: evaluations that swaps around the threshold may take; 0 = none are tried.
         journal: keeps losses and curvature as they are measured, and answers what it knows. It is left open.
 
@@ -92,8 +97,9 @@ def search(
     by_tensor, text = faults_of(subject, ber, faults, device, devices)
     stored = Stored(representation, listed[0], guard=guard)
     data = Data.of(evaluator, calibrate, selection, learns=request.how.path is None)
-    material = Material(subject, by_tensor, text, stored, data, seed, metric, framework, threads, journal)
-    return perform(request, material, clock, progress)
+    with workers(jobs, threads, model, select) as made:
+        material = Material(subject, by_tensor, text, stored, data, seed, metric, framework, threads, journal, made)
+        return perform(request, material, clock, progress)
 
 
 def sensitivity(
@@ -113,19 +119,21 @@ def sensitivity(
     seed: int = 0,
     framework: str = "pt",
     threads: int = 1,
+    jobs: int = 1,
     select: str | None = None,
     progress: Progress = silent,
 ) -> Sensitivity:
     """What a flip of every bit position of every tensor is expected to cost, without choosing masks."""
     source = look_up(METHODS, method, "method").curvature
     subject = model if isinstance(model, Subject) else Subject.open(model, select)
-    by_tensor, fault_text = faults_of(subject, ber, faults, device, devices)
+    by_tensor, text = faults_of(subject, ber, faults, device, devices)
     stored = Stored(representation, DEFAULT_CODE, guard=guard)
-    trials = Trials(
-        subject, evaluator, by_tensor, stored, metric=metric, seed=seed, framework=framework, threads=threads
-    )
-    found = find_curvature(source, trials, gradients, samples, seed, progress)
-    shapes = {name: tensor.shape for name, tensor in subject.tensors.items()}
-    problem = Problem(trials.bare.encodings, by_tensor, stored, (DEFAULT_CODE,), found, shapes, subject.shards)
+    with workers(jobs, threads, model, select) as made:
+        material = Material(
+            subject, by_tensor, text, stored, Data(evaluator, None), seed, metric, framework, threads, None, made
+        )
+        trials = material.tuning()
+        found = find_curvature(source, trials, gradients, samples, seed, progress)
+    problem = problem_of(material, trials, found, (DEFAULT_CODE,))
     words = {name: encoding.elements for name, encoding in trials.bare.encodings.items()}
-    return Sensitivity(problem.table, words, fault_text, found.source, problem.metadata_bits, found.unknown)
+    return Sensitivity(problem.table, words, text, found.source, problem.metadata_bits, found.unknown)
