@@ -207,7 +207,7 @@ def _write_checkpoint(subject: Subject, path: Path) -> None:
 def _planes(prepared: Prepared, point: Point, decoder: str) -> dict[str, int]:
     """Stored bits that are hit one by one, by plane; empty unless all of them have the same probability to flip.
 
-    The decoder `sampled` draws no flips of protected bits.
+    The decoder `sampled` draws no flips of bits that a code protects.
     """
     names = list(prepared.encodings)
     faults = assign({glob: make(spec) for glob, spec in point.faults.items()}, names, point.scope)
@@ -219,9 +219,9 @@ def _planes(prepared: Prepared, point: Point, decoder: str) -> dict[str, int]:
         return {}
     for name in faults:
         encoding = prepared.encodings[name]
-        mask = prepared.masks[name][0]
+        mask, code = prepared.masks[name]
         for plane in point.scope.planes(encoding):
-            if decoder == "sampled" and mask[plane] == "1":
+            if decoder == "sampled" and mask[plane] == "1" and code != "none":
                 continue
             found[str(plane)] = found.get(str(plane), 0) + encoding.elements
     return found

@@ -175,7 +175,7 @@ def _variant_of(shards: Sequence[Shard]) -> Variant:
     representation: Any = next(iter(specs))
     if len(specs) > 1:
         representation = tuple((_exactly(part.name), part.representation) for part in parts)
-    masks = MaskSet(rules) if spoken else None
+    masks = MaskSet(rules) if any("1" in part.mask for part in parts) else None
     found = [
         (shard.guards.get(index), part.shape)
         for shard in shards
