@@ -87,7 +87,7 @@ def sweep(
         variants: what to compare, objects or texts; see `variant_text.parse_variant`. Without them one per
             representation and policy of `masks` and `code`; without those what the container is, or no protection.
         guard: range guards of those, as `protect` takes them; True is `tensor`.
-        controls: add no protection, full protection, and an ideal code.
+        controls: see `variant_text.controls`.
         judged: names of the variants that the verdict is about; default: the first.
         limit: `accuracy=-0.5`, judged by `claim`; see `verdict.Limit`.
         until: `halfwidth=0.5` or `verdict`: stop a point early; `trials` is then the most.

@@ -79,7 +79,7 @@ _variants = options.together(
         show_default=True,
         help="sampled: of long BCH codes only the codewords that fail are drawn.",
     ),
-    click.option("--controls", is_flag=True, help="Add no protection, full protection and an ideal code."),
+    click.option("--controls", is_flag=True, help="Add no protection, guards only, full protection and an ideal code."),
 )
 """Options that say how the tensors are stored."""
 
