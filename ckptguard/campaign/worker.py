@@ -185,7 +185,7 @@ class State:
                     seen[fingerprint] = self.score(damage, clean)
                     evaluations += 1
                 metrics, error = seen[fingerprint]
-            rows.append(_row(point.id, self.work.variants[variant].name, task.trial, damage, metrics, error))
+            rows.append(row_of(point.id, self.work.variants[variant].name, task.trial, damage, metrics, error))
         return Done(tuple(rows), time.perf_counter() - begin, evaluations)
 
     def score(self, damage: Damage, clean: Mapping[str, float]) -> tuple[Metrics, str | None]:
@@ -255,7 +255,10 @@ def _fingerprint(damage: Damage) -> str:
     return state.hexdigest()
 
 
-def _row(point: str, variant: str, trial: int, damage: Damage, metrics: Metrics, error: str | None) -> Row:
+def row_of(
+    point: str, variant: str, trial: int, damage: Damage, metrics: Mapping[str, float], error: str | None
+) -> Row:
+    """What a trial gave for a variant."""
     counts = {name: int(getattr(damage, name)) for name in COUNTS}
     tallies = {
         name: {str(key): int(value) for key, value in getattr(damage, name).items() if value} for name in TALLIES
