@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ckptguard.campaign.replay import replay
     from ckptguard.campaign.sweep import sweep
     from ckptguard.pipeline.check import check
     from ckptguard.pipeline.corrupt import corrupt
@@ -37,6 +38,7 @@ _PLACES = {
     "restore": "ckptguard.pipeline.restore",
     "verify": "ckptguard.pipeline.verify",
     "sweep": "ckptguard.campaign.sweep",
+    "replay": "ckptguard.campaign.replay",
     "find_masks": "ckptguard.search.run:search",  # `search` is the subpackage
     "sensitivity": "ckptguard.search.run",
     "load_file": "ckptguard.serving",
@@ -53,6 +55,7 @@ __all__ = [
     "load_file",
     "protect",
     "repair",
+    "replay",
     "restore",
     "safe_open",
     "save_file",

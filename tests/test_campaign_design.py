@@ -151,6 +151,17 @@ def test_a_variant_that_makes_no_sense_is_refused(text: str, why: str) -> None:
     assert getattr(raised.value, "exit_status", None) == 2
 
 
+def test_guards_without_parity_are_a_control_where_variants_have_guards() -> None:
+    mine = Variant("mine", masks=MaskSet.top(4), code="bch:255,131", guard="tensor")
+    finer = Variant("finer", masks=MaskSet.top(4), code="bch:255,131", guard="channel")
+    small = Variant("small", "fixed:8")
+    found = {control.name: control for control in controls([mine, finer, small])}
+    assert [name for name in found if "guards" in name] == ["guards", "guards=channel"]
+    assert found["guards"] == Variant("guards", guard="tensor")
+    assert found["guards=channel"] == Variant("guards=channel", guard="channel")
+    assert "guards" not in {control.name for control in controls([mine, Variant("bare guards", guard=True)])}
+
+
 def test_controls_are_those_that_are_not_there_yet() -> None:
     mine = Variant("mine", "native", MaskSet.top(9), "bch:63,45")
     assert [control.name for control in controls([mine])] == ["unprotected", "full", "ideal"]

@@ -190,6 +190,37 @@ def test_decoding_in_memory_gives_the_tensors_that_restore_gives(guard: str, cas
     assert "miscorrected" in seen or guard != "none" or codes.make(code).t > 1 or code == "crc"
 
 
+@pytest.mark.parametrize("representation", ["native", "fixed:8"])
+@pytest.mark.parametrize("others", ["bch:255,131", "none"])
+def test_bits_that_digests_judge_and_no_code_corrects_are_as_a_container_has_them(others, representation, tmp_path):
+    source, container, worn = checkpoint(tmp_path), tmp_path / "model.ckg", tmp_path / "worn.ckg"
+    floats = (Rule(("large", "variance"), "top:1", "none"), Rule(("half", "weight"), "top:4", others))
+    masks = MaskSet((*floats, Rule(("*",), "none")))
+    protect(source, container, masks=masks, code=others, representation=representation, guard="tensor")
+    subject = Subject.open(container)
+    assert subject.variant is not None
+    given = Prepared(Subject.open(source), Variant("given", representation, masks, others, "raise", "tensor"))
+    of_container = Prepared(subject, subject.variant)
+    assert given.redundancy == of_container.redundancy
+    kept, refused = 0, set()
+    for seed in range(8):
+        fault = faults.make(f"bsc:{10 ** -(4 + seed / 3)}")
+        flips, damage = of_container.draw(fault, seed, 0), of_container.trial(fault, seed, 0)
+        worn.write_bytes(damage_container(container, of_container, flips))
+        restore(worn, tmp_path / "out.safetensors", overwrite=True)
+        assert patched(of_container, damage) == read_safetensors((tmp_path / "out.safetensors").read_bytes())
+        kept += sum(1 for patch in damage.patches.values() for word in patch.words.tolist() if word == 0x80000000)
+        raised = given.trial(fault, seed, 0).raised
+        refused.add(raised)
+        if raised:
+            with pytest.raises(UncorrectableError):
+                restore(worn, tmp_path / "out.safetensors", strict=True, overwrite=True)
+        else:
+            restore(worn, tmp_path / "out.safetensors", strict=True, overwrite=True)
+    assert kept > 0 or representation != "native"  # words replaced by zero that keep their proven sign
+    assert refused == {True, False}
+
+
 @pytest.mark.parametrize(("code", "representation"), [("bch:511,259", "native"), ("crc", "fixed:7")])
 def test_parity_in_memory_is_that_of_the_container(code: str, representation: str, tmp_path: Path) -> None:
     source, container = checkpoint(tmp_path), tmp_path / "model.ckg"

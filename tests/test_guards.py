@@ -52,6 +52,18 @@ def damaged(data: npt.NDArray[np.uint8], rate: float, seed: int = 1) -> npt.NDAr
     return np.frombuffer(flip(data.tobytes(), rate, seed), np.uint8).copy()
 
 
+@pytest.mark.parametrize("name", ["U8", "BF16", "F32", "F64"])
+def test_kernels_count_every_bit_where_every_bit_of_every_word_is_wrong(name):
+    form = WordForm.of(DTYPES[name])
+    words = np.full(1000, 3, form.type)
+    guard = TensorGuard.of_words(form, words, 1000)
+    worn, also_worn = ~words, ~words
+    assert guard.force_in_place(worn) == 1000 * form.bits
+    assert guard.apply_in_place(also_worn) == Counts(1000 * form.bits, 0)
+    assert (worn == words).all()
+    assert (also_worn == words).all()
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("name", DTYPES)
 def test_a_guard_changes_nothing_of_what_it_was_made_from(name: str, granularity: str) -> None:

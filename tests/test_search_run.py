@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from ckptguard.search.journal import Journal
 from ckptguard.search.problem import faults_of
 from ckptguard.search.run import search, sensitivity
 from ckptguard.search.trials import Stored, Trials
+from ckptguard.search.workers import Done
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
@@ -201,6 +203,63 @@ def test_a_search_says_the_same_every_time(digits, spec):
     second = search(digits / "model.safetensors", **asked)
     assert first.masks == second.masks
     assert first.chosen == second.chosen
+
+
+@pytest.mark.parametrize("method", ["fisher", "measured"])
+def test_searches_on_two_processes_find_what_one_finds_and_count_the_same_evaluations(digits, spec, method, tmp_path):
+    asked = {"evaluator": spec, "ber": 1e-2, "max_drop": 1.0, "samples": 16, "trials": 2, "method": method}
+    asked |= {"certify": "drop=2.0", "polish": 24}
+    found, kept = [], []
+    for jobs in (1, 2):
+        with Journal(tmp_path / str(jobs)) as journal:
+            found.append(search(digits / "model.safetensors", journal=journal, jobs=jobs, **asked))
+        kept.append(sorted((tmp_path / str(jobs) / "draws.jsonl").read_text().splitlines()))
+    one, two = found
+    assert one.masks.to_json() == two.masks.to_json()
+    assert (one.path, one.table, one.certificate, one.walk) == (two.path, two.table, two.certificate, two.walk)
+    assert one.evaluations == two.evaluations
+    assert kept[0] == kept[1]
+
+
+def test_workers_draw_only_what_a_journal_does_not_know(digits, spec, tmp_path):
+    asked = {"evaluator": spec, "ber": 1e-2, "max_drop": 1.0, "samples": 16, "trials": 2, "seed": 4}
+    with Journal(tmp_path) as journal:
+        first = search(digits / "model.safetensors", journal=journal, **asked)
+    with Journal(tmp_path, resume=True) as journal:
+        again = search(digits / "model.safetensors", journal=journal, jobs=2, **asked)
+        assert journal.remembered == first.evaluations - 1  # but for that of the undamaged model
+    assert again.evaluations == 1
+    assert again.masks == first.masks
+
+
+def test_workers_draw_where_several_draws_are_asked_for_and_nowhere_else(digits, spec):
+    class Recording:
+        def __init__(self):
+            self.draws = 0
+
+        def draw(self, trials, asked):
+            self.draws += len(asked)
+            for key, trial in asked:
+                yield Done(key, trial, float(trial), 1)
+
+    subject, workers = Subject.open(digits / "model.safetensors"), Recording()
+    trials = Trials(subject, spec, faults_of(subject, ber=1e-2)[0], Stored(), workers=workers)
+    assert trials.drops(MaskSet.top(4), 5, 3) == [5.0, 6.0, 7.0]
+    assert (workers.draws, trials.evaluations) == (3, 4)
+    assert trials.drops(MaskSet.top(4), 5, 1) != [5.0]
+    assert workers.draws == 3
+
+
+def test_an_evaluator_that_cannot_be_sent_to_a_process_is_refused_by_name(digits, spec):
+    lock = threading.Lock()
+
+    def guarded_accuracy(state):
+        with lock:
+            return {"accuracy": 100.0}
+
+    asked = {"calibrate": guarded_accuracy, "method": "measured", "ber": 1e-2, "max_drop": 1.0, "framework": "np"}
+    with pytest.raises(UsageError, match=r"guarded_accuracy cannot be sent .*FILE\.py:NAME"):
+        search(digits / "model.safetensors", evaluator=spec, jobs=2, **asked)
 
 
 def test_the_library_offers_both_verbs_whatever_was_imported_before():

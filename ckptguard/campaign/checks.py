@@ -27,7 +27,6 @@ from ckptguard.campaign.results import Row
 from ckptguard.campaign.statistics import stats
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import Prepared, Variant
-from ckptguard.checkpoint.safetensors import parse_header, write_header
 from ckptguard.errors import CkptGuardError, SpecError
 from ckptguard.masks import MaskSet, Rule
 from ckptguard.pipeline.protect import protect
@@ -180,7 +179,8 @@ def _written(subject: Subject, variant: Variant, place: Path) -> str | None:
         return f"{variant.representation} exists in campaigns only"
     if variant.code != "none":
         codes.make(variant.code)
-    _write_checkpoint(subject, place / "model.safetensors")
+    with (place / "model.safetensors").open("wb") as file:
+        subject.write(file, {name: tensor.data for name, tensor in subject.tensors.items()})
     masks = MaskSet((Rule(("*",), "none"),)) if variant.code == "none" else variant.masks
     protect(
         place / "model.safetensors",
@@ -195,20 +195,10 @@ def _written(subject: Subject, variant: Variant, place: Path) -> str | None:
     return None
 
 
-def _write_checkpoint(subject: Subject, path: Path) -> None:
-    """All tensors in one safetensors file."""
-    header = write_header(((name, tensor.dtype, tensor.shape) for name, tensor in subject.tensors.items()), {})
-    data_bytes = sum(tensor.data.size for tensor in subject.tensors.values())
-    with path.open("wb") as file:
-        file.write(header)
-        for info in parse_header(header[8:], data_bytes).tensors:
-            file.write(subject.tensors[info.name].data.data)
-
-
 def _planes(prepared: Prepared, point: Point, decoder: str) -> dict[str, int]:
     """Stored bits that are hit one by one, by plane; empty unless all of them have the same probability to flip.
 
-    The decoder `sampled` draws no flips of protected bits.
+    The decoder `sampled` draws no flips of bits that a code protects.
     """
     names = list(prepared.encodings)
     faults = assign({glob: make(spec) for glob, spec in point.faults.items()}, names, point.scope)
@@ -220,9 +210,9 @@ def _planes(prepared: Prepared, point: Point, decoder: str) -> dict[str, int]:
         return {}
     for name in faults:
         encoding = prepared.encodings[name]
-        mask = prepared.masks[name][0]
+        mask, code = prepared.masks[name]
         for plane in point.scope.planes(encoding):
-            if decoder == "sampled" and mask[plane] == "1":
+            if decoder == "sampled" and mask[plane] == "1" and code != "none":
                 continue
             found[str(plane)] = found.get(str(plane), 0) + encoding.elements
     return found

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ckptguard.campaign.coding import Member, StreamCoder
+from ckptguard.campaign.coding import StreamCoder
 from ckptguard.campaign.decoding import Decoding
 from ckptguard.campaign.drawing import Flips, Target, distinct, draw_flips, trial_key
 from ckptguard.campaign.faults import RATES, Fault, Scope, assign
 from ckptguard.campaign.guarding import Guards
+from ckptguard.campaign.streams import NONE, Member
 from ckptguard.channels.noise import binomial
 from ckptguard.codes.base import TILE_WORDS
 from ckptguard.codes.bch import Bch
@@ -137,8 +138,8 @@ def sample(
 ) -> tuple[Flips, Decoding]:
     """Flips of unprotected bits, drawn as always, and what failing codewords leave of the protected ones.
 
-    Flips of protected bits are not counted, nor are those bits among the stored ones. Bits that range guards set back
-    before decoding are none that make a codeword fail.
+    Flips of bits that a code protects are not counted, nor are those bits among the stored ones. Bits that range guards
+    set back before decoding are none that make a codeword fail.
 
     Raises:
         UsageError: a fault that is not one rate for all bits, a scope that leaves out bits, or a code other than BCH
@@ -148,11 +149,11 @@ def sample(
     _refuse(prepared, assigned, scope)
     jobs: dict[Fault, list[Target]] = {}
     for name, fault in assigned.items():
-        mask = prepared.masks[name][0]
-        planes = tuple(plane for plane, chosen in enumerate(mask) if chosen == "0")
+        mask, code = prepared.masks[name]
+        planes = tuple(plane for plane, chosen in enumerate(mask) if chosen == "0" or code == NONE)
         jobs.setdefault(fault, []).append(Target(name, prepared.encodings[name], planes))
     flips = prepared.guards.set_back(draw_flips([(fault, targets, ()) for fault, targets in jobs.items()], seed, trial))
-    result = Decoding()
+    result = prepared.judged(flips)
     for (shard, stream), coder in prepared.coders.items():
         rates = {assigned[member.name].of_0 for member in coder.members.values() if member.name in assigned}
         result.codewords += coder.codewords

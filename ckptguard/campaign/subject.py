@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import xxhash
 
 from ckptguard import plan
 from ckptguard.checkpoint.folder import OWN_SUFFIX, Checkpoint
+from ckptguard.checkpoint.safetensors import parse_header, write_header
 from ckptguard.devices import Device
 from ckptguard.dtypes import DType
 from ckptguard.errors import CheckpointError
@@ -89,6 +90,19 @@ class Subject:
             digest.update(tensor.data.data)
         spread = tuple(map(tuple, shards)) if shards is not None else (tuple(tensors),)
         return cls(name, digest.hexdigest(), dict(tensors), spread, variant, dict(devices or {}))
+
+    def write(self, file: BinaryIO, data: Mapping[str, Bytes], metadata: Mapping[str, str] | None = None) -> None:
+        """Write these tensors as one safetensors file, with other bytes than their own.
+
+        Args:
+            data: raw little-endian bytes of every tensor, as many as it has.
+            metadata: of the header.
+        """
+        described = ((name, tensor.dtype, tensor.shape) for name, tensor in self.tensors.items())
+        header = write_header(described, metadata or {})
+        file.write(header)
+        for info in parse_header(header[8:], sum(one.size for one in data.values())).tensors:
+            file.write(data[info.name].data)
 
     @classmethod
     def open(cls, path: Path | str, select: str | None = None) -> Subject:
@@ -175,7 +189,7 @@ def _variant_of(shards: Sequence[Shard]) -> Variant:
     representation: Any = next(iter(specs))
     if len(specs) > 1:
         representation = tuple((_exactly(part.name), part.representation) for part in parts)
-    masks = MaskSet(rules) if spoken else None
+    masks = MaskSet(rules) if any("1" in part.mask for part in parts) else None
     found = [
         (shard.guards.get(index), part.shape)
         for shard in shards

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ckptguard.campaign import design, variant_text
-from ckptguard.campaign.encodings import encode_tensor
 from ckptguard.campaign.engine import Part
-from ckptguard.campaign.faults import Scope
+from ckptguard.campaign.places import Places
 from ckptguard.campaign.record import Run
 from ckptguard.campaign.running import Plan, run
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import Variant
 from ckptguard.campaign.verdict import Limit
 from ckptguard.devices import Device, DeviceMap
-from ckptguard.errors import UsageError
 from ckptguard.evaluate.session import TensorSpec, open_session
 from ckptguard.masks import MaskSet
 from ckptguard.pipeline.work import Progress, silent
-from ckptguard.spec import suggestion
-
-PLACES = ("layer", "tensor")
 
 
 def sweep(
@@ -93,7 +87,7 @@ def sweep(
         variants: what to compare, objects or texts; see `variant_text.parse_variant`. Without them one per
             representation and policy of `masks` and `code`; without those what the container is, or no protection.
         guard: range guards of those, as `protect` takes them; True is `tensor`.
-        controls: add no protection, full protection, and an ideal code.
+        controls: see `variant_text.controls`.
         judged: names of the variants that the verdict is about; default: the first.
         limit: `accuracy=-0.5`, judged by `claim`; see `verdict.Limit`.
         until: `halfwidth=0.5` or `verdict`: stop a point early; `trials` is then the most.
@@ -105,43 +99,32 @@ def sweep(
         MismatchError: with `resume`, the folder is that of another campaign.
         CheckError: the null, golden or flip-count check failed.
     """
-    if per is not None and per not in PLACES:
-        raise UsageError(f"each {per!r} by itself is not known; known: {', '.join(PLACES)}")
+    places = Places(tuple(tensors), tuple(layer_types), bits, tuple(fields), per, per_bit)
     opened = subject if isinstance(subject, Subject) else Subject.open(subject, select)
     found = _variants(opened, variants, masks, code, representations, policies, guard)
     if controls:
         found += variant_text.controls(found)
-    names = design.matching(opened.tensors, tensors) if tensors else tuple(opened.tensors)
-    if layer_types:
-        names = _of_types(opened, names, layer_types, evaluator, framework, threads)
-    scope = Scope(
-        tuple(tensors) if tensors and not layer_types else _globs(names) if layer_types else ("*",),
-        None if bits is None else design.positions(bits),
-        tuple(fields) or None,
-    )
-    groups = None if per is None else design.layers(names) if per == "layer" else {name: (name,) for name in names}
     sources = _sources(opened, ber, faults, devices, device_map)
-    positions = _bit_positions(opened, found, names, scope) if per_bit else None
-    points = design.make_points(sources, names, scope=scope, groups=groups, bits=positions)
+    points = places.points(opened, found, sources, lambda: _layer_types(opened, evaluator, framework, threads))
     plan = Plan(
         points,
         tuple(found),
         evaluator,
-        tuple(judged),
-        metric,
-        trials,
-        seed,
-        None if until is None else design.Stop.parse(until),
-        None if limit is None else Limit.parse(limit, claim, share, confidence),
-        share,
-        confidence,
-        tuple(ranges),
-        tuple(directions),
-        framework,
-        threads,
-        fleet,
-        golden,
-        decoder,
+        judged=tuple(judged),
+        metric=metric,
+        trials=trials,
+        seed=seed,
+        stop=None if until is None else design.Stop.parse(until),
+        limit=None if limit is None else Limit.parse(limit, claim, share, confidence),
+        share=share,
+        confidence=confidence,
+        ranges=tuple(ranges),
+        directions=tuple(directions),
+        framework=framework,
+        threads=threads,
+        fleet=fleet,
+        golden=golden,
+        decoder=decoder,
     )
     return run(
         subject,
@@ -198,48 +181,9 @@ def _sources(
     return found
 
 
-def _of_types(
-    subject: Subject,
-    names: Iterable[str],
-    types: Sequence[str],
-    evaluator: str | Callable[..., Any] | object,
-    framework: str,
-    threads: int,
-) -> tuple[str, ...]:
-    """Names of the tensors whose layer is of one of the classes; `Conv` stands for `Conv1d`, `Conv2d`, ..."""
+def _layer_types(
+    subject: Subject, evaluator: str | Callable[..., Any] | object, framework: str, threads: int
+) -> dict[str, str]:
+    """The class of the layer of every tensor, as far as the evaluator knows."""
     specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in subject.tensors.items()}
-    known = open_session(evaluator, specs, framework=framework, threads=threads).layer_types()
-    if not known:
-        raise UsageError(
-            "--layer-types: this evaluator does not say which layer a tensor belongs to; those with a model do "
-            "(classification, logits, perplexity). Name the tensors instead: --tensors 'conv*.weight'"
-        )
-    kinds = sorted(set(known.values()))
-    for kind in types:
-        if not any(_is_kind(one, kind) for one in kinds):
-            raise UsageError(
-                f"--layer-types: no layer is a {kind}{suggestion(kind, kinds)}; there are {', '.join(kinds)}"
-            )
-    return tuple(name for name in names if any(_is_kind(known.get(name, ""), kind) for kind in types))
-
-
-def _is_kind(found: str, kind: str) -> bool:
-    return fnmatchcase(found, kind) or found in (f"{kind}1d", f"{kind}2d", f"{kind}3d")
-
-
-def _globs(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(design.exactly(name) for name in names)
-
-
-def _bit_positions(
-    subject: Subject, variants: Sequence[Variant], names: Sequence[str], scope: Scope
-) -> tuple[int, ...]:
-    """Positions that some tensor in scope has in some encoding."""
-    found: set[int] = set()
-    for variant in {variant.representation: variant for variant in variants}.values():
-        for name in names:
-            tensor = subject.tensors[name]
-            found |= set(scope.planes(encode_tensor(name, tensor, variant.representation_of(name))))
-    if not found:
-        raise UsageError("--per-bit: no stored word has the bits or fields that were named")
-    return tuple(sorted(found))
+    return open_session(evaluator, specs, framework=framework, threads=threads).layer_types()

@@ -14,7 +14,7 @@ from ckptguard.pipeline.protect import DEFAULT_CODE
 from ckptguard.spec import suggestion
 
 KEYS = ("name", "masks", "code", "representation", "policy", "guard")
-UNPROTECTED, FULL, IDEAL = "unprotected", "full", "ideal"
+UNPROTECTED, GUARDS, FULL, IDEAL = "unprotected", "guards", "full", "ideal"
 
 _SWITCH = {"yes": True, "no": False}
 
@@ -96,22 +96,36 @@ def axes(
 
 
 def controls(variants: Sequence[Variant]) -> list[Variant]:
-    """For every encoding: nothing protected; every bit, by the code of the first that protects; and its protected bits
-    by an ideal code. Those that are among the variants already are left out."""
+    """For every encoding: nothing protected; where variants have range guards, those guards and no code; every bit, by
+    the code of the first that protects; and its protected bits by an ideal code. Those that are among the variants
+    already are left out."""
     found: list[Variant] = []
     for representation in dict.fromkeys(variant.representation for variant in variants):
         suffix = f" {representation}" if isinstance(representation, str) and representation != "native" else ""
-        protected = next(
-            (v for v in variants if v.representation == representation and v.code != "none" and not v.is_ideal), None
-        )
+        alike = [variant for variant in variants if variant.representation == representation]
+        protected = next((v for v in alike if v.code != "none" and not v.is_ideal), None)
         code = DEFAULT_CODE if protected is None else protected.code
         masks = None if protected is None else protected.masks
         found += [
             Variant(UNPROTECTED + suffix, representation),
+            *_guards_only(alike, suffix),
             Variant(FULL + suffix, representation, None, code),
             Variant(IDEAL + suffix, representation, masks, "ideal"),
         ]
     return [control for control in found if not _is_among(control, variants)]
+
+
+def _guards_only(variants: Sequence[Variant], suffix: str) -> list[Variant]:
+    """What the range guards of variants of one encoding achieve without parity."""
+    granularities = dict.fromkeys(variant.granularity for variant in variants if variant.guard)
+    return [
+        Variant(
+            (GUARDS if granularity == TENSOR else f"{GUARDS}={granularity}") + suffix,
+            variants[0].representation,
+            guard=granularity,
+        )
+        for granularity in granularities
+    ]
 
 
 def _is_among(variant: Variant, others: Iterable[Variant]) -> bool:

@@ -22,6 +22,7 @@ from ckptguard.campaign.encodings import Encoding, check_representation, encode_
 from ckptguard.campaign.faults import Fault, Scope, assign
 from ckptguard.campaign.guarding import GuardBits, Guards, granularity_of
 from ckptguard.campaign.shells import Drawn
+from ckptguard.campaign.streams import NONE, judged_of
 from ckptguard.campaign.subject import Subject
 from ckptguard.channels.noise import probability
 from ckptguard.errors import SpecError, UsageError
@@ -36,7 +37,7 @@ Bytes = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
 POLICIES = ("raw", "null", "raise")
-IDEAL, NONE = "ideal", "none"
+IDEAL = "ideal"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ class Variant:
             `cast:float16`), or pairs of a glob and a spec, of which the first that matches a tensor's name counts;
             tensors that none matches, and dtypes a spec is not for, stay native.
         masks: protected bits; None = all of them.
-        code: `none`: nothing is protected, whatever masks say; `ideal`: protected bits are never wrong, at the price of
+        code: `none`: nothing is corrected, whatever masks say; `ideal`: protected bits are never wrong, at the price of
             capacity, for the rate of the faults or that of `ideal:p`; else a code's spec, for tensors whose mask names
-            none.
+            none. Bits of rules that name `none` themselves are judged by digests, as in a container: guards keep those
+            that are right, `raise` refuses what is wrong.
         policy: for elements with bits in codewords that were given up on and did not come out right: `raw` keeps what
             was read, `null` makes them zero, `raise` refuses the checkpoint.
         guard: range guards as `protect` records them: False or None, `none`; True, `tensor`; `channel`; `group:N`. What
@@ -136,6 +138,7 @@ class Prepared:
         self.coders: dict[tuple[int, int], StreamCoder] = {}
         if not variant.is_ideal:
             self.coders = coders_of(subject.shards, self.encodings, self.masks)
+        self._judges = judged_of(subject.shards, self.encodings, self.masks)
         self._protected = {name: np.uint64(int(mask or "0", 2)) for name, (mask, _) in self.masks.items()}
         self._parity: dict[ParityKey, Bytes] = {}
         self.base: dict[str, Bytes] = {name: _base(one) for name, one in self.encodings.items()}
@@ -145,7 +148,7 @@ class Prepared:
     def _resolve(self) -> dict[str, tuple[str, str]]:
         """Mask and code of every tensor; the mask is all zeros where nothing is protected."""
         variant = self.variant
-        if variant.code == NONE:
+        if variant.masks is None and variant.code == NONE:
             return {name: ("0" * one.bits, NONE) for name, one in self.encodings.items()}
         asked = [(name, one.bits) for name, one in self.encodings.items()]
         chosen = {mask.name: mask for mask in (variant.masks or MaskSet.all()).resolve(asked).tensors}
@@ -153,8 +156,9 @@ class Prepared:
             return {name: (chosen[name].mask, IDEAL) for name in chosen}
         resolved = {}
         for name, mask in chosen.items():
-            code = (mask.code or variant.code) if mask.protected_bits else NONE
-            resolved[name] = (mask.mask if code != NONE else "0" * len(mask.mask), codes.make(code).spec)
+            code = (mask.code or variant.code) if mask.protected_bits and variant.code != NONE else NONE
+            judged = code != NONE or mask.code == NONE
+            resolved[name] = (mask.mask if judged else "0" * len(mask.mask), codes.make(code).spec)
         return resolved
 
     @property
@@ -231,10 +235,17 @@ class Prepared:
 
     def decode(self, flips: Flips) -> Decoding:
         """What the code leaves of flips of protected bits, those that guards set back left out."""
-        result = Decoding()
+        result = self.judged(flips)
         none = np.zeros(0, np.int64)
         for key, coder in self.coders.items():
             coder.decode(flips.tensors, flips.parity.get(key, none), result)
+        return result
+
+    def judged(self, flips: Flips) -> Decoding:
+        """What digests say of flips of protected bits that no code corrects."""
+        result = Decoding()
+        for stream in self._judges:
+            stream.judge(flips.tensors, result)
         return result
 
     def outcome(self, flips: Flips, decoding: Decoding) -> Damage:

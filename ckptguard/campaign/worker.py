@@ -17,12 +17,12 @@ import xxhash
 
 from ckptguard.campaign.backends import let_worker_grow, limit_threads
 from ckptguard.campaign.damage import Damage
-from ckptguard.campaign.design import Point, encodings
+from ckptguard.campaign.design import Point, encodings, name_of
 from ckptguard.campaign.faults import Fault, make
 from ckptguard.campaign.results import COUNTS, TALLIES, Row
 from ckptguard.campaign.subject import Subject
 from ckptguard.campaign.variants import Prepared, Variant
-from ckptguard.errors import CkptGuardError, MissingExtraError
+from ckptguard.errors import CkptGuardError, MissingExtraError, UsageError
 from ckptguard.evaluate.session import Session, TensorSpec, open_session
 
 Metrics = dict[str, float]
@@ -94,12 +94,27 @@ class Packed:
 
     @classmethod
     def pack(cls, work: Work, subject: str | Subject, select: str | None) -> Packed:
-        """With functions of the caller's main module by value, as joblib does."""
-        try:
-            cloudpickle: Any = importlib.import_module("cloudpickle")  # joblib 1.6 and later need it
-        except ImportError:
-            cloudpickle = importlib.import_module("joblib.externals.cloudpickle")
-        return cls(work.key, subject, select, cloudpickle.dumps(work))
+        """Raises UsageError for an evaluator that cannot be sent to a process."""
+        return cls(work.key, subject, select, pickled(work, work.evaluator))
+
+
+def pickled(work: object, evaluator: object) -> bytes:
+    """Work for other processes, with functions of the caller's main module by value, as joblib does.
+
+    Raises UsageError, which names the evaluator, where that cannot be done.
+    """
+    try:
+        cloudpickle: Any = importlib.import_module("cloudpickle")  # joblib 1.6 and later need it
+    except ImportError:
+        cloudpickle = importlib.import_module("joblib.externals.cloudpickle")
+    try:
+        content: bytes = cloudpickle.dumps(work)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"the evaluator {name_of(evaluator)} cannot be sent to worker processes ({error}); give it as "
+            "FILE.py:NAME, which every worker opens for itself"
+        ) from error
+    return content
 
 
 def run(packed: Packed, task: Task) -> Done:
@@ -154,11 +169,7 @@ class State:
         """Rows of a task; equal damage of several variants is evaluated once, none at all not at all."""
         begin = time.perf_counter()
         clean = self.clean(task.encoding)
-        if not same(clean, task.clean):
-            raise CkptGuardError(
-                f"a worker finds {_show(clean)} for the undamaged model where the first found {_show(task.clean)}; the "
-                "evaluator depends on the machine or is not deterministic, so trials cannot be compared"
-            )
+        refuse_other_clean(clean, task.clean)
         point = self.work.points[task.point]
         seen: dict[str, tuple[Metrics, str | None]] = {"": (clean, None)}
         rows, evaluations = [], 0
@@ -174,7 +185,7 @@ class State:
                     seen[fingerprint] = self.score(damage, clean)
                     evaluations += 1
                 metrics, error = seen[fingerprint]
-            rows.append(_row(point.id, self.work.variants[variant].name, task.trial, damage, metrics, error))
+            rows.append(row_of(point.id, self.work.variants[variant].name, task.trial, damage, metrics, error))
         return Done(tuple(rows), time.perf_counter() - begin, evaluations)
 
     def score(self, damage: Damage, clean: Mapping[str, float]) -> tuple[Metrics, str | None]:
@@ -203,6 +214,15 @@ def same(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
     return first.keys() == second.keys() and all(
         value == second[name] or (value != value and second[name] != second[name]) for name, value in first.items()
     )
+
+
+def refuse_other_clean(found: Mapping[str, float], first: Mapping[str, float]) -> None:
+    """Refuse to go on where a worker scores the undamaged model otherwise than the first process did."""
+    if not same(found, first):
+        raise CkptGuardError(
+            f"a worker finds {_show(found)} for the undamaged model where the first found {_show(first)}; the "
+            "evaluator depends on the machine or is not deterministic, so trials cannot be compared"
+        )
 
 
 _local = threading.local()
@@ -235,7 +255,10 @@ def _fingerprint(damage: Damage) -> str:
     return state.hexdigest()
 
 
-def _row(point: str, variant: str, trial: int, damage: Damage, metrics: Metrics, error: str | None) -> Row:
+def row_of(
+    point: str, variant: str, trial: int, damage: Damage, metrics: Mapping[str, float], error: str | None
+) -> Row:
+    """What a trial gave for a variant."""
     counts = {name: int(getattr(damage, name)) for name in COUNTS}
     tallies = {
         name: {str(key): int(value) for key, value in getattr(damage, name).items() if value} for name in TALLIES

@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "ckptguard.cli.verify:verify",
     "sweep": "ckptguard.cli.sweep:sweep",
     "merge": "ckptguard.cli.sweep:merge",
+    "replay": "ckptguard.cli.replay:replay",
     "search": "ckptguard.cli.search:search",
     "sensitivity": "ckptguard.cli.search:sensitivity",
     "devices": "ckptguard.cli.devices:devices",

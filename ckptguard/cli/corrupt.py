@@ -46,8 +46,7 @@ def corrupt(
     from ckptguard.report import damage
 
     options.at_most_one({"--ber": ber, "--channel": channel, "--device": device})
-    if at and device is None:
-        raise UsageError("--at belongs to --device")
+    profile = options.device_of(device, at)
     if report is not None:
         _refuse_report(report, container, destination, force)
     files = run(
@@ -55,7 +54,7 @@ def corrupt(
         destination,
         seed=seed,
         channel=f"bsc:{ber}" if ber is not None else channel,
-        device=options.device_at(device, at) if device is not None else None,
+        device=profile,
         overwrite=force,
         jobs=jobs,
         progress=output.progress,

@@ -71,6 +71,45 @@ at = click.option(
 )
 
 
+device_map = click.option(
+    "--devices", "device_map", type=FILE, metavar="FILE", help="A device map: every tensor on its device."
+)
+evaluator = click.option(
+    "--eval",
+    "evaluator",
+    metavar="SPEC",
+    required=True,
+    help="What scores a model: FILE.py:FUNCTION of the state dict, or classification:..., logits:..., perplexity:...",
+)
+framework = click.option(
+    "--framework",
+    type=click.Choice(["pt", "np"]),
+    default="pt",
+    show_default=True,
+    help="Tensors that a function gets: torch's or numpy's.",
+)
+metric = click.option("--metric", metavar="NAME", help="The main metric. Default: the evaluator's first.")
+threads = click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of torch and BLAS, in each worker."
+)
+
+
+def together(*chosen: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator of several options, which help lists in the order given."""
+
+    def decorate(function: Command) -> Command:
+        return functools.reduce(lambda found, option: option(found), reversed(chosen), function)
+
+    return decorate
+
+
+def device_of(name: str | None, texts: tuple[str, ...]) -> Device | None:
+    """The device of --device and --at; None where neither is given."""
+    if texts and name is None:
+        raise UsageError("--at belongs to --device")
+    return device_at(name, texts) if name is not None else None
+
+
 def device_at(name: str, texts: tuple[str, ...]) -> Device:
     """The device of a profile at the operating point of --at."""
     from ckptguard.devices import analog_profiles, load_profile

@@ -24,52 +24,38 @@ def _method(*methods: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     )
 
 
-def _storage(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what flips, and how the model is stored and scored."""
-    for option in reversed(
-        (
-            click.option(
-                "--eval", "evaluator", metavar="SPEC", required=True, help="What scores a model; see `sweep`."
-            ),
-            click.option("--metric", metavar="NAME", help="Of the evaluator. Default: its first."),
-            click.option("--ber", type=float, metavar="P", help="Every stored bit flips with this probability."),
-            click.option("--fault", "faults", metavar="SPEC", help="A channel such as asymmetric:1e-3,1e-5."),
-            options.device,
-            options.at,
-            click.option("--devices", type=options.FILE, help="A device map: every tensor on its device."),
-            click.option(
-                "--gradients", metavar="FILE.py:NAME", help="A function of the state dict that gives a loss per sample."
-            ),
-            click.option(
-                "--representation", metavar="SPEC", default="native", show_default=True, help="How words are stored."
-            ),
-            click.option(
-                "--guard",
-                type=click.Choice(["tensor", "posterior", "none"]),
-                default="tensor",
-                show_default=True,
-                help="What readers know of damaged words: range guards, or posterior restorers.",
-            ),
-            click.option(
-                "--samples",
-                type=click.IntRange(min=1),
-                default=128,
-                show_default=True,
-                help="Calibration inputs that gradients are taken of.",
-            ),
-            click.option("--seed", type=int, default=0, show_default=True, help="Of labels, draws and random masks."),
-            click.option(
-                "--framework",
-                type=click.Choice(["pt", "np"]),
-                default="pt",
-                show_default=True,
-                help="Tensors that a function gets.",
-            ),
-            click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of torch."),
-        )
-    ):
-        function = option(function)
-    return function
+_storage = options.together(
+    options.evaluator,
+    options.metric,
+    click.option("--ber", type=float, metavar="P", help="Every stored bit flips with this probability."),
+    click.option("--fault", "faults", metavar="SPEC", help="A channel such as asymmetric:1e-3,1e-5."),
+    options.device,
+    options.at,
+    options.device_map,
+    click.option(
+        "--gradients", metavar="FILE.py:NAME", help="A function of the state dict that gives a loss per sample."
+    ),
+    click.option("--representation", metavar="SPEC", default="native", show_default=True, help="How words are stored."),
+    click.option(
+        "--guard",
+        type=click.Choice(["tensor", "posterior", "none"]),
+        default="tensor",
+        show_default=True,
+        help="What readers know of damaged words: range guards, or posterior restorers.",
+    ),
+    click.option(
+        "--samples",
+        type=click.IntRange(min=1),
+        default=128,
+        show_default=True,
+        help="Calibration inputs that gradients are taken of.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of labels, draws and random masks."),
+    options.framework,
+    options.threads,
+    click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that draw."),
+)
+"""Options that say what flips, and how the model is stored and scored."""
 
 
 @click.command(short_help="Find which bits of which tensors are worth protecting.")
@@ -121,7 +107,7 @@ def search(
     force: bool,
     device: str | None,
     at: tuple[str, ...],
-    devices: Path | None,
+    device_map: Path | None,
     **request: Any,
 ) -> int:
     """Find masks for MODEL and write them as a mask file for `protect --masks`.
@@ -141,7 +127,7 @@ def search(
     request["codes"] = codes or ("ideal",)
     journal = Journal(report_folder / "journal" if report_folder else _beside(target_file), resume)
     with journal:
-        found = run(model, progress=output.progress, journal=journal, **_devices(device, at, devices), **request)
+        found = run(model, progress=output.progress, journal=journal, **_devices(device, at, device_map), **request)
         with atomic_writer(target_file, overwrite=force) as file:
             file.write(found.masks.to_json().encode("utf-8"))
         files = [str(target_file)]
@@ -169,14 +155,14 @@ def sensitivity(
     report_folder: Path | None,
     device: str | None,
     at: tuple[str, ...],
-    devices: Path | None,
+    device_map: Path | None,
     **request: Any,
 ) -> int:
     """Print the damage table of MODEL: which tensors and which bit positions cost most."""
     from ckptguard.report import search as report
     from ckptguard.search.run import sensitivity as run
 
-    found = run(model, progress=output.progress, **_devices(device, at, devices), **request)
+    found = run(model, progress=output.progress, **_devices(device, at, device_map), **request)
     files = [str(path) for path in report.write_sensitivity(found, report_folder)] if report_folder else []
     record = {
         "command": "sensitivity",
@@ -196,10 +182,8 @@ def _beside(target: Path) -> Path:
     return target.with_name(f".{target.name}.search")
 
 
-def _devices(device: str | None, at: tuple[str, ...], devices: Path | None) -> dict[str, Any]:
+def _devices(device: str | None, at: tuple[str, ...], device_map: Path | None) -> dict[str, Any]:
     from ckptguard.devices import DeviceMap
 
-    if at and device is None:
-        raise UsageError("--at belongs to --device")
-    found = options.device_at(device, at) if device is not None else None
-    return {"device": found, "devices": DeviceMap.load(devices) if devices is not None else None}
+    found = DeviceMap.load(device_map) if device_map is not None else None
+    return {"device": options.device_of(device, at), "devices": found}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,149 +20,109 @@ _BACKENDS = ("loky", "threading", "ray", "dask")
 _FIGURES = ("png", "pdf", "svg")
 
 
-def _faults(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what happens to stored bits, and where."""
-    for option in reversed(
-        (
-            click.option("--ber", metavar="RATES", help="Bit error rates: LO:HI, LO:HI:N or a,b,c."),
-            click.option("--fault", "faults", metavar="SPEC", multiple=True, help="A fault; see below. Repeatable."),
-            click.option(
-                "--device", metavar="NAME", help="A profile, also an analog one; see `ckptguard devices list`."
-            ),
-            click.option(
-                "--operating-point",
-                "operating_points",
-                metavar="KEY=VALUE,...",
-                multiple=True,
-                help="Of the device, one point each: pe=1000,days=90, or @PRESET. Repeatable.",
-            ),
-            click.option(
-                "--devices", "device_map", type=options.FILE, help="A device map: every tensor on its device."
-            ),
-            click.option("--tensors", metavar="GLOB", multiple=True, help="Only these tensors are hit. Repeatable."),
-            click.option("--layer-types", metavar="A,B", help="Only layers of these classes: Linear,Conv."),
-            click.option(
-                "--bits", metavar="LIST", help="Only these bit positions, such as 0-8; 0 is the most significant."
-            ),
-            click.option("--fields", metavar="LIST", help="Only these fields: sign,exponent,fraction."),
-            click.option("--per-layer", is_flag=True, help="One layer at a time."),
-            click.option("--per-tensor", is_flag=True, help="One tensor at a time."),
-            click.option("--per-bit", is_flag=True, help="One bit position at a time."),
-        )
-    ):
-        function = option(function)
-    return function
+_faults = options.together(
+    click.option("--ber", metavar="RATES", help="Bit error rates: LO:HI, LO:HI:N or a,b,c."),
+    click.option("--fault", "faults", metavar="SPEC", multiple=True, help="A fault; see below. Repeatable."),
+    click.option("--device", metavar="NAME", help="A profile, also an analog one; see `ckptguard devices list`."),
+    click.option(
+        "--operating-point",
+        "operating_points",
+        metavar="KEY=VALUE,...",
+        multiple=True,
+        help="Of the device, one point each: pe=1000,days=90, or @PRESET. Repeatable.",
+    ),
+    options.device_map,
+    click.option("--tensors", metavar="GLOB", multiple=True, help="Only these tensors are hit. Repeatable."),
+    click.option("--layer-types", metavar="A,B", help="Only layers of these classes: Linear,Conv."),
+    click.option("--bits", metavar="LIST", help="Only these bit positions, such as 0-8; 0 is the most significant."),
+    click.option("--fields", metavar="LIST", help="Only these fields: sign,exponent,fraction."),
+    click.option("--per-layer", is_flag=True, help="One layer at a time."),
+    click.option("--per-tensor", is_flag=True, help="One tensor at a time."),
+    click.option("--per-bit", is_flag=True, help="One bit position at a time."),
+)
+"""Options that say what happens to stored bits, and where."""
 
 
-def _variants(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say how the tensors are stored."""
-    for option in reversed(
-        (
-            click.option(
-                "--variant",
-                "variants",
-                metavar="KEY=VALUE;...",
-                multiple=True,
-                help="name=...;masks=...;code=...;representation=...;policy=...;guard=tensor. Repeatable.",
-            ),
-            click.option("--masks", metavar="FILE", help="Protected bits: a mask file, top:N or all."),
-            click.option("--code", metavar="SPEC", help="The code of protected bits; see `ckptguard codes`, or ideal."),
-            click.option(
-                "--representation",
-                "representations",
-                metavar="SPEC",
-                multiple=True,
-                help="native, fixed:8, fixed:8,sign-magnitude, q:2.6, cast:bfloat16. Repeatable: they are compared.",
-            ),
-            click.option(
-                "--policy",
-                "policies",
-                type=click.Choice(["raw", "null", "raise"]),
-                multiple=True,
-                help="For what cannot be corrected. Repeatable: they are compared.",
-            ),
-            click.option(
-                "--guard",
-                metavar="GRANULARITY",
-                help="Range guards as of `protect`: one per tensor, channel or group:N, or none. Default: none.",
-            ),
-            click.option(
-                "--decoder",
-                type=click.Choice(["exact", "sampled"]),
-                default="exact",
-                show_default=True,
-                help="sampled: of long BCH codes only the codewords that fail are drawn.",
-            ),
-            click.option("--controls", is_flag=True, help="Add no protection, full protection and an ideal code."),
-        )
-    ):
-        function = option(function)
-    return function
+_variants = options.together(
+    click.option(
+        "--variant",
+        "variants",
+        metavar="KEY=VALUE;...",
+        multiple=True,
+        help="name=...;masks=...;code=...;representation=...;policy=...;guard=tensor. Repeatable.",
+    ),
+    click.option("--masks", metavar="FILE", help="Protected bits: a mask file, top:N or all."),
+    click.option("--code", metavar="SPEC", help="The code of protected bits; see `ckptguard codes`, or ideal."),
+    click.option(
+        "--representation",
+        "representations",
+        metavar="SPEC",
+        multiple=True,
+        help="native, fixed:8, fixed:8,sign-magnitude, q:2.6, cast:bfloat16. Repeatable: they are compared.",
+    ),
+    click.option(
+        "--policy",
+        "policies",
+        type=click.Choice(["raw", "null", "raise"]),
+        multiple=True,
+        help="For what cannot be corrected. Repeatable: they are compared.",
+    ),
+    click.option(
+        "--guard",
+        metavar="GRANULARITY",
+        help="Range guards as of `protect`: one per tensor, channel or group:N, or none. Default: none.",
+    ),
+    click.option(
+        "--decoder",
+        type=click.Choice(["exact", "sampled"]),
+        default="exact",
+        show_default=True,
+        help="sampled: of long BCH codes only the codewords that fail are drawn.",
+    ),
+    click.option("--controls", is_flag=True, help="Add no protection, guards only, full protection and an ideal code."),
+)
+"""Options that say how the tensors are stored."""
 
 
-def _statistics(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options about the evaluator, how many trials there are, and what is asked of them."""
-    for option in reversed(
-        (
-            click.option("--eval", "evaluator", metavar="SPEC", required=True, help="What scores a model; see below."),
-            click.option(
-                "--framework",
-                type=click.Choice(["pt", "np"]),
-                default="pt",
-                show_default=True,
-                help="Tensors that a function gets: torch's or numpy's.",
-            ),
-            click.option("--metric", metavar="NAME", help="The main metric. Default: the evaluator's first."),
-            click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Of every point. Default: 59."),
-            click.option("--until", metavar="RULE", help="Stop a point early: halfwidth=0.5 or verdict."),
-            click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="With --until. Default: 1000."),
-            click.option(
-                "--limit", metavar="METRIC=CHANGE", help="What may be lost, such as accuracy=-0.5: a verdict."
-            ),
-            click.option(
-                "--claim",
-                type=click.Choice(["share", "mean"]),
-                default="share",
-                show_default=True,
-                help="Whether a share of all devices keeps the limit, or their mean.",
-            ),
-            click.option("--judge", "judged", metavar="VARIANT", multiple=True, help="Default: the first. Repeatable."),
-            click.option("--share", type=float, default=0.95, show_default=True, help="Of devices, in statements."),
-            click.option("--confidence", type=float, default=0.95, show_default=True, help="Of statements, intervals."),
-            click.option(
-                "--range", "ranges", metavar="METRIC=LOW:HIGH", multiple=True, help="Worst and best values. Repeatable."
-            ),
-            click.option(
-                "--direction", "directions", metavar="METRIC=higher|lower", multiple=True, help="Which is better."
-            ),
-            click.option(
-                "--fleet", type=click.IntRange(min=1), default=1, metavar="N", help="Devices, for times to failure."
-            ),
-        )
-    ):
-        function = option(function)
-    return function
+_statistics = options.together(
+    options.evaluator,
+    options.framework,
+    options.metric,
+    click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Of every point. Default: 59."),
+    click.option("--until", metavar="RULE", help="Stop a point early: halfwidth=0.5 or verdict."),
+    click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="With --until. Default: 1000."),
+    click.option("--limit", metavar="METRIC=CHANGE", help="What may be lost, such as accuracy=-0.5: a verdict."),
+    click.option(
+        "--claim",
+        type=click.Choice(["share", "mean"]),
+        default="share",
+        show_default=True,
+        help="Whether a share of all devices keeps the limit, or their mean.",
+    ),
+    click.option("--judge", "judged", metavar="VARIANT", multiple=True, help="Default: the first. Repeatable."),
+    click.option("--share", type=float, default=0.95, show_default=True, help="Of devices, in statements."),
+    click.option("--confidence", type=float, default=0.95, show_default=True, help="Of statements, intervals."),
+    click.option(
+        "--range", "ranges", metavar="METRIC=LOW:HIGH", multiple=True, help="Worst and best values. Repeatable."
+    ),
+    click.option("--direction", "directions", metavar="METRIC=higher|lower", multiple=True, help="Which is better."),
+    click.option("--fleet", type=click.IntRange(min=1), default=1, metavar="N", help="Devices, for times to failure."),
+)
+"""Options about the evaluator, how many trials there are, and what is asked of them."""
 
 
-def _work(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options about where and how far the work is done."""
-    for option in reversed(
-        (
-            click.option("--seed", type=int, default=0, show_default=True, help="Decides which bits flip."),
-            click.option("-j", "--jobs", type=click.IntRange(min=1), help="Workers. Default: one per processor."),
-            click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each worker."),
-            click.option(
-                "--backend", type=click.Choice(_BACKENDS), help="Where workers run. Default: loky (processes)."
-            ),
-            click.option("--part", metavar="I/N", help="Do the I-th of N shares of the trials; see `ckptguard merge`."),
-            click.option("--resume", is_flag=True, help="Go on with a folder that is there."),
-            click.option("--figures", metavar="LIST", help="Also draw figures as files: png,pdf,svg."),
-            click.option("--no-report", is_flag=True, help="Write no report.html."),
-            click.option("--no-golden", is_flag=True, help="Leave out the check through a real container."),
-        )
-    ):
-        function = option(function)
-    return function
+_work = options.together(
+    click.option("--seed", type=int, default=0, show_default=True, help="Decides which bits flip."),
+    click.option("-j", "--jobs", type=click.IntRange(min=1), help="Workers. Default: one per processor."),
+    options.threads,
+    click.option("--backend", type=click.Choice(_BACKENDS), help="Where workers run. Default: loky (processes)."),
+    click.option("--part", metavar="I/N", help="Do the I-th of N shares of the trials; see `ckptguard merge`."),
+    click.option("--resume", is_flag=True, help="Go on with a folder that is there."),
+    click.option("--figures", metavar="LIST", help="Also draw figures as files: png,pdf,svg."),
+    click.option("--no-report", is_flag=True, help="Write no report.html."),
+    click.option("--no-golden", is_flag=True, help="Leave out the check through a real container."),
+)
+"""Options about where and how far the work is done."""
 
 
 @click.command(short_help="Measure what faults cost, over many damaged copies.")

@@ -19,13 +19,7 @@ from ckptguard.cli.output import Output
     metavar="SPEC",
     help="What scores the model: FILE.py:FUNCTION of the state dict, or classification:..., logits:..., perplexity:...",
 )
-@click.option(
-    "--framework",
-    type=click.Choice(["pt", "np"]),
-    default="pt",
-    show_default=True,
-    help="Tensors that the function gets: torch's or numpy's.",
-)
+@options.framework
 @options.policy
 @options.guard
 @options.estimate

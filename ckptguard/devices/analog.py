@@ -8,11 +8,9 @@ A profile whose cells are `direct` has a normal error in units of M on the weigh
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -22,17 +20,18 @@ from ckptguard.channels.base import NoiseKey
 from ckptguard.channels.noise import stream_key
 from ckptguard.devices.device import number, require_keys
 from ckptguard.devices.expression import Expression
-from ckptguard.devices.profile import Parameter, operating_point, read_parameter, read_presets
+from ckptguard.devices.sheet import Parameter, Sheet, operating_point, sheets
 from ckptguard.errors import SpecError
 from ckptguard.spec import look_up
 
 BLOCK_VALUES = 1 << 16
 """Random numbers are drawn per block of this many values of a tensor."""
 
+FOLDER = "analog_profiles"
+
 _CELLS = {"pair": True, "direct": False}
 _FORMULAS = ("sigma", "drift", "drift_sigma", "read")
 _GRID = 2049  # formulas are evaluated at so many conductances, and between them on straight lines
-_SUFFIX = ".toml"
 
 Values = npt.NDArray[np.float64]
 
@@ -129,46 +128,35 @@ class AnalogProfile:
 
 def analog_profiles() -> tuple[str, ...]:
     """Names of all analog profiles, sorted."""
-    return tuple(sorted(_texts()))
+    return tuple(sorted(sheets(FOLDER)))
 
 
 @lru_cache(maxsize=64)
 def load_analog_profile(name: str) -> AnalogProfile:
     """Return an analog profile by its name; an unknown name lists the known ones."""
-    return parse_analog_profile(name, look_up(_texts(), name, "analog profile"))
+    return parse_analog_profile(name, look_up(sheets(FOLDER), name, "analog profile"))
 
 
 def parse_analog_profile(name: str, text: str) -> AnalogProfile:
     """Read an analog profile from TOML text; raise SpecError where it is not one."""
-    what = f"analog profile {name!r}"
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{what} is not TOML: {error}") from error
-    texts = ("summary", "cells", "source", "confidence")
-    require_keys(data, (*texts, "conductance", "notes", "parameters", "presets", "formulas"), what)
-    for key in texts:
-        if not isinstance(data.get(key), str) or not data[key]:
-            raise SpecError(f"{what} needs a text {key!r}")
+    sheet = Sheet.parse(name, text, "analog profile", ("summary", "cells"), ("conductance", "formulas"))
+    data, what = sheet.data, sheet.what
     look_up(_CELLS, data["cells"], f"cells of {what}")
-    if data["confidence"] not in ("A", "B", "C", "D"):
-        raise SpecError(f"confidence of {what} is A, B, C or D, not {data['confidence']!r}")
     low, high = (number(value, f"conductance of {what}") for value in data["conductance"])
     if not 0 <= low < high:
         raise SpecError(f"conductance of {what} is a range from 0 or more up, not {low:g} .. {high:g}")
-    parameters = {key: read_parameter(key, entry, what) for key, entry in data.get("parameters", {}).items()}
     return AnalogProfile(
         name,
         data["summary"],
         low,
         high,
         data["cells"],
-        _formulas(data.get("formulas", {}), parameters, what),
-        parameters,
-        read_presets(name, parameters, data.get("presets", {})),
+        _formulas(data.get("formulas", {}), sheet.parameters, what),
+        sheet.parameters,
+        sheet.presets,
         data["source"],
         data["confidence"],
-        data.get("notes", "").strip(),
+        sheet.notes,
     )
 
 
@@ -182,10 +170,3 @@ def _formulas(entries: Mapping[str, str], parameters: Mapping[str, Parameter], w
         known = (*parameters, *(() if name == "time" else ("g", "x")))
         require_keys(dict.fromkeys(sorted(formulas[name].names)), known, f"{name} of {what}")
     return formulas
-
-
-@lru_cache(maxsize=1)
-def _texts() -> Mapping[str, str]:
-    folder = files("ckptguard.devices") / "analog_profiles"
-    found = [entry for entry in folder.iterdir() if entry.name.endswith(_SUFFIX)]
-    return {entry.name.removesuffix(_SUFFIX): entry.read_text(encoding="utf-8") for entry in found}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from string import Formatter
 from typing import Any
 
 from ckptguard import channels
-from ckptguard.devices.device import Device, number, require_keys
+from ckptguard.devices.device import Device, require_keys
 from ckptguard.devices.expression import Expression
+from ckptguard.devices.sheet import Parameter, Sheet, operating_point, sheets
 from ckptguard.errors import SpecError
 from ckptguard.spec import look_up, suggestion
 
@@ -28,25 +27,7 @@ GROUPS = {
 }
 """Kinds of media, in the order lists are in."""
 
-_SUFFIX = ".toml"
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One coordinate of an operating point.
-
-    Attributes:
-        name, meaning, unit: what it is.
-        default: taken where nothing is said.
-        least, most: between which the profile holds.
-    """
-
-    name: str
-    meaning: str
-    unit: str
-    default: float
-    least: float
-    most: float
+FOLDER = "profiles"
 
 
 @dataclass(frozen=True)
@@ -106,97 +87,36 @@ class Profile:
         return texts
 
 
-def operating_point(
-    name: str,
-    parameters: Mapping[str, Parameter],
-    presets: Mapping[str, Mapping[str, float]],
-    values: Mapping[str, float],
-    preset: str | None = None,
-) -> dict[str, float]:
-    """All parameters of profile `name`: defaults, then the preset's values, then the given ones, in their ranges."""
-    point = {key: parameter.default for key, parameter in parameters.items()}
-    if preset is not None:
-        point |= look_up(presets, preset, f"preset of profile {name!r}")
-    return point | {key: _within(name, parameters, key, value) for key, value in values.items()}
-
-
-def _within(profile: str, parameters: Mapping[str, Parameter], name: str, value: float) -> float:
-    if name not in parameters:
-        known = ", ".join(sorted(parameters)) or "none"
-        raise SpecError(f"profile {profile!r} has no parameter {name!r}{suggestion(name, parameters)}; known: {known}")
-    parameter = parameters[name]
-    value = number(value, f"{name} of profile {profile!r}")
-    if not parameter.least <= value <= parameter.most:
-        raise SpecError(
-            f"{name} = {value:g} {parameter.unit} is outside the range {parameter.least:g} .. {parameter.most:g} "
-            f"that profile {profile!r} holds in"
-        )
-    return value
-
-
 def profiles() -> tuple[str, ...]:
     """Names of all profiles, sorted."""
-    return tuple(sorted(_texts()))
+    return tuple(sorted(sheets(FOLDER)))
 
 
 @lru_cache(maxsize=64)
 def load_profile(name: str) -> Profile:
     """Return a profile by its name; an unknown name lists the known ones."""
-    return parse_profile(name, look_up(_texts(), name, "device profile"))
+    return parse_profile(name, look_up(sheets(FOLDER), name, "device profile"))
 
 
 def parse_profile(name: str, text: str) -> Profile:
     """Read a profile from TOML text; raise SpecError where it is not one."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"profile {name!r} is not TOML: {error}") from error
-    what = f"profile {name!r}"
-    texts = ("summary", "group", "channel", "source", "confidence")
-    require_keys(data, (*texts, "notes", "parameters", "quantities", "presets"), what)
-    for key in texts:
-        if not isinstance(data.get(key), str) or not data[key]:
-            raise SpecError(f"{what} needs a text {key!r}")
-    look_up(GROUPS, data["group"], f"group of {what}")
-    if data["confidence"] not in ("A", "B", "C", "D"):
-        raise SpecError(f"confidence of {what} is A, B, C or D, not {data['confidence']!r}")
-    parameters = {key: read_parameter(key, entry, what) for key, entry in data.get("parameters", {}).items()}
-    plain = Profile(
+    sheet = Sheet.parse(name, text, "profile", ("summary", "group", "channel"), ("quantities",))
+    look_up(GROUPS, sheet.data["group"], f"group of {sheet.what}")
+    made = Profile(
         name,
-        data["summary"],
-        data["group"],
-        data["channel"],
-        parameters,
-        _quantities(data.get("quantities", {}), parameters, what),
-        {},
-        data["source"],
-        data["confidence"],
-        data.get("notes", "").strip(),
+        sheet.data["summary"],
+        sheet.data["group"],
+        sheet.data["channel"],
+        sheet.parameters,
+        _quantities(sheet.data.get("quantities", {}), sheet.parameters, sheet.what),
+        sheet.presets,
+        sheet.data["source"],
+        sheet.data["confidence"],
+        sheet.notes,
     )
-    needed = {field for _, field, _, _ in Formatter().parse(plain.channel) if field is not None}
-    require_keys(dict.fromkeys(sorted(needed)), (*parameters, *plain.quantities), f"the channel of {what}")
-    presets = read_presets(name, parameters, data.get("presets", {}))
-    return replace(plain, presets=presets)
-
-
-def read_presets(
-    name: str, parameters: Mapping[str, Parameter], entries: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, float]]:
-    """Named operating points of profile `name`, held to the ranges of its parameters."""
-    return {
-        preset: {key: _within(name, parameters, key, value) for key, value in entry.items()}
-        for preset, entry in entries.items()
-    }
-
-
-def read_parameter(name: str, entry: dict[str, Any], what: str) -> Parameter:
-    """Read one `[parameters.name]` table."""
-    require_keys(entry, ("meaning", "unit", "default", "range"), f"parameter {name!r} of {what}")
-    least, most = (number(value, f"range of {name!r} of {what}") for value in entry["range"])
-    default = number(entry["default"], f"default of {name!r} of {what}")
-    if not least <= default <= most:
-        raise SpecError(f"default of {name!r} of {what} is outside its range")
-    return Parameter(name, entry["meaning"], entry["unit"], default, least, most)
+    needed = {field for _, field, _, _ in Formatter().parse(made.channel) if field is not None}
+    require_keys(dict.fromkeys(sorted(needed)), (*made.parameters, *made.quantities), f"the channel of {sheet.what}")
+    return made
 
 
 def _quantities(
@@ -217,10 +137,3 @@ def _quantities(
         if len(formulas) == 1:
             known.append(name)
     return quantities
-
-
-@lru_cache(maxsize=1)
-def _texts() -> Mapping[str, str]:
-    folder = files("ckptguard.devices") / "profiles"
-    found = [entry for entry in folder.iterdir() if entry.name.endswith(_SUFFIX)]
-    return {entry.name.removesuffix(_SUFFIX): entry.read_text(encoding="utf-8") for entry in found}

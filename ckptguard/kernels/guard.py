@@ -15,6 +15,7 @@ from ckptguard.kernels.jit import njit
 Words = npt.NDArray[np.unsignedinteger]
 
 _BLOCK = 256  # words looked at together; where nothing is to be changed nothing is written
+_COUNT = np.uint16  # holds how many bits of a block are 1, even of words of 64 bits
 
 intrinsic: Any = numba_intrinsic  # an intrinsic is called without its first parameter
 
@@ -27,6 +28,28 @@ def _ones(context, word):
         return builder.ctpop(arguments[0])
 
     return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def _like(context, value, word):
+    """A value as a word of the type of another: numba widens words, and vectors of wide words hold fewer of them."""
+
+    def generate(context, builder, signature, arguments):
+        return context.cast(builder, arguments[0], signature.args[0], signature.return_type)
+
+    return word(value, word), generate
+
+
+@njit(inline="always")
+def _set_back(word, some, all_of):
+    """A word with the bits that never vary as they are in every word."""
+    return _like((word | all_of) & some, word)
+
+
+@njit(inline="always")
+def _key(word, sign, top, flip):
+    """What words are ordered by; see `measure`."""
+    return _like(word ^ sign ^ (flip if word & top else flip ^ flip), word)
 
 
 @njit(cache=True, nogil=True)
@@ -60,9 +83,9 @@ def measure(
         run = words[start:stop]  # an index that starts at zero needs no check, and the loop is done in vectors
         for i in range(run.size):
             word = run[i]
-            key = word ^ sign ^ (flip if word & top else flip ^ flip)
-            some |= word
-            all_of &= word
+            key = _key(word, sign, top, flip)
+            some = _like(some | word, word)
+            all_of = _like(all_of & word, word)
             least = min(least, key)
             most = max(most, key)
         ever[place], always[place], low[place], high[place] = some, all_of, least, most
@@ -79,26 +102,28 @@ def force(words: Words, first: int, group: int, ever: Words, always: Words) -> i
         words: of a part, from word `first` on.
         ever, always: of all groups of the part, as in `measure`.
     """
-    forced = np.uint64(0)
+    forced = 0
     start, place = 0, first // group
     border = group - first % group
     while start < words.size:
         stop = min(border, start + _BLOCK, words.size)
         some, all_of = ever[place], always[place]
         run = words[start:stop]
-        wrong = some ^ some
+        wrong = _like(some ^ some, some)
         for i in range(run.size):
-            wrong |= ((run[i] | all_of) & some) ^ run[i]
+            wrong = _like(wrong | (_set_back(run[i], some, all_of) ^ run[i]), some)
         if wrong:
+            bits = _COUNT(0)
             for i in range(run.size):
-                word = (run[i] | all_of) & some
-                forced += _ones(np.uint64(word ^ run[i]))
+                word = _set_back(run[i], some, all_of)
+                bits = _COUNT(bits + _COUNT(_ones(np.uint64(word ^ run[i]))))
                 run[i] = word
+            forced += int(bits)
         start = stop
         if start == border:
             place += 1
             border += group
-    return int(forced)
+    return forced
 
 
 @njit(cache=True, nogil=True)
@@ -128,8 +153,7 @@ def apply(
         counts: (2,): bits that were set in words that were kept, and words that were replaced, are added.
     """
     sign, top, flip = order[0], order[1], order[2]
-    nothing, keep = flip ^ flip, kept[0]
-    forced, replaced = np.uint64(0), 0
+    nothing, keep = _like(flip ^ flip, flip), kept[0]
     start, place = 0, first // group
     border = group - first % group
     while start < words.size:
@@ -142,26 +166,24 @@ def apply(
         wrong = nothing
         outside = False
         for i in range(run.size):
-            word = (run[i] | all_of) & some
-            key = word ^ sign ^ (flip if word & top else nothing)
-            wrong |= word ^ run[i]
+            word = _set_back(run[i], some, all_of)
+            key = _key(word, sign, top, flip)
+            wrong = _like(wrong | (word ^ run[i]), word)
             outside |= (key < least) | (key > most) | (held & (word == odd))
-        if wrong or outside:
+        if wrong or outside:  # without branches, so that the loop is done in vectors
+            under, over = _like(below[place] & ~keep, keep), _like(above[place] & ~keep, keep)
+            forced, replaced = _COUNT(0), _COUNT(0)
             for i in range(run.size):
-                word = (run[i] | all_of) & some
-                key = word ^ sign ^ (flip if word & top else nothing)
-                if key < least:
-                    run[i] = (below[place] & ~keep) | (word & keep)
-                    replaced += 1
-                elif key > most or (held and word == odd):
-                    run[i] = (above[place] & ~keep) | (word & keep)
-                    replaced += 1
-                elif word != run[i]:
-                    forced += _ones(np.uint64(word ^ run[i]))
-                    run[i] = word
+                word = _set_back(run[i], some, all_of)
+                key = _key(word, sign, top, flip)
+                out = (key < least) | (key > most) | (held & (word == odd))
+                put = _like((under if key < least else over) | (word & keep), word)
+                forced = _COUNT(forced + (_COUNT(0) if out else _COUNT(_ones(np.uint64(word ^ run[i])))))
+                replaced = _COUNT(replaced + (_COUNT(1) if out else _COUNT(0)))
+                run[i] = put if out else word
+            counts[0] += forced
+            counts[1] += replaced
         start = stop
         if start == border:
             place += 1
             border += group
-    counts[0] += np.int64(forced)
-    counts[1] += replaced

@@ -14,7 +14,7 @@ from ckptguard.files import atomic_writer
 from ckptguard.report import html, numbers, plots
 from ckptguard.report.markup import element
 from ckptguard.report.table import pairs, table
-from ckptguard.search.run import SearchResult, Sensitivity
+from ckptguard.search.result import SearchResult, Sensitivity
 
 PAGE, RECORD, FRONTIER, DAMAGE = "report.html", "search.json", "frontier.csv", "damage.csv"
 _MOST_ROWS = 20

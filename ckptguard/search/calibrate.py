@@ -10,6 +10,13 @@ from typing import Any
 import numpy as np
 
 from ckptguard.errors import UsageError
+from ckptguard.pipeline.work import Progress, silent
+from ckptguard.search.paths import MaskPath
+from ckptguard.search.trials import Ask, Trials, mean_drop
+
+CALIBRATION_POINTS = 6
+NO_DAMAGE = 1e-2
+"""Of the least damage that was measured: what counts as none at all."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +73,54 @@ class Calibration:
 
 def _scale(damage: float) -> float:
     return math.log(max(damage, 1e-30))
+
+
+def calibrate_path(path: MaskPath, trials: Trials, draws: int, progress: Progress = silent) -> Calibration:
+    """Measure the mean loss at a few vertices between no loss and chance, on the same draws for all.
+
+    The places follow the predicted damage, evenly in its logarithm. Far below the last one nothing is lost.
+    """
+    most = ceiling(trials)
+    damages = np.array([d if math.isfinite(d) else np.inf for d in path.damage])
+    finite = np.flatnonzero(np.isfinite(damages))
+    top = min(float(damages[finite].max()), 10.0)
+    bottom = max(float(damages[finite].min()), top * 1e-5, 1e-12)
+    wanted = np.geomspace(max(top, bottom), bottom, CALIBRATION_POINTS)
+    vertices = sorted({int(finite[np.argmin(np.abs(np.log(damages[finite] + 1e-30) - np.log(w)))]) for w in wanted})
+    drops = trials.measure(
+        [Ask(path.masks(vertex), 0, draws) for vertex in vertices],
+        lambda done, total: progress("calibration", done, total),
+    )
+    predicted = [float(damages[vertex]) for vertex in vertices]
+    losses = [mean_drop(one, most) for one in drops]
+    return Calibration.fit([bottom * NO_DAMAGE, *predicted], [0.0, *losses])
+
+
+def least(path: MaskPath, calibration: Calibration, limit: float) -> int:
+    """The cheapest vertex whose expected loss is within a limit, and so is that of all that cost more."""
+    worst = [calibration.loss(damage) for damage in path.damage]
+    for vertex in range(len(path)):
+        if worst[vertex] <= limit:
+            return vertex
+    raise UsageError(
+        f"even with every worthwhile bit protected a loss of {worst[-1]:.3g} is expected, above the limit of "
+        f"{limit:g}; take a stronger code or allow more"
+    )
+
+
+def ceiling(trials: Trials) -> float:
+    """The most that a trial counts as: down to the worst value of the metric, or ten times its size."""
+    bounds = trials.metric.bounds
+    clean = trials.clean[trials.metric.name]
+    if bounds is None:
+        return max(abs(clean), 1.0) * 10
+    return clean - bounds[0] if trials.metric.higher_is_better else bounds[1] - clean
+
+
+def drop_to(trials: Trials, target: float) -> float:
+    """The loss that leaves a value of the metric. Raises UsageError for one better than the undamaged model's."""
+    clean = trials.metric.goodness(trials.clean[trials.metric.name])
+    drop = clean - trials.metric.goodness(target)
+    if drop < 0:
+        raise UsageError(f"the target {target:g} is better than the undamaged model, {abs(clean):g}")
+    return drop

@@ -8,13 +8,18 @@ Source: fixed-sequence testing (Maurer, Hothorn, Lehmacher 1995); Learn then Tes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ckptguard.campaign.statistics import clopper_pearson, tolerance_trials
 from ckptguard.errors import UsageError
+from ckptguard.search.paths import MaskPath
 from ckptguard.spec import Spec
+
+STEP = math.sqrt(0.5)
+"""From one certified vertex to the next, parity falls by about this factor."""
 
 
 @dataclass(frozen=True)
@@ -144,3 +149,20 @@ def walk(vertices: Sequence[tuple[int, float]], claim: Claim, trials: Trials) ->
             break
         passed = vertex
     return tests, passed
+
+
+def certification_order(path: MaskPath, vertex: int, fixed: bool) -> list[int]:
+    """Vertices to test, the strongest protection first; set before any held-out datum is seen.
+
+    From twice the parity of the chosen vertex down to a quarter; only the chosen one where a budget fixed it.
+    """
+    if fixed:
+        return [vertex]
+    parity = path.redundancy(vertex)
+    order: list[int] = []
+    for power in range(-2, 5):
+        wanted = parity * STEP**power
+        found = min(range(len(path)), key=lambda v: abs(path.redundancy(v) - wanted))
+        if not order or found < order[-1]:
+            order.append(found)
+    return order

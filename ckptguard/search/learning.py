@@ -18,7 +18,7 @@ from ckptguard.search.agents import AgentSettings, Layer, Learned, learn
 from ckptguard.search.frontier import exactly
 from ckptguard.search.paths import Listed
 from ckptguard.search.problem import Problem
-from ckptguard.search.trials import Trials
+from ckptguard.search.trials import Ask, Trials
 
 CANDIDATES = 20
 """Mask sets that are tried again: those of the largest rewards, and that of the trained agent."""
@@ -101,17 +101,23 @@ def learned_path(
     )
     scale = _scale(trials)
 
-    def accuracy(of: Trials, masks: Mapping[str, str], draw: int) -> float:
-        return scale(-of.drops(mask_set(masks, members), draw, 1)[0] + of.metric.goodness(of.clean[of.metric.name]))
+    def accuracy(of: Trials, drop: float) -> float:
+        return scale(of.metric.goodness(of.clean[of.metric.name]) - drop)
 
-    clean = scale(trials.metric.goodness(trials.clean[trials.metric.name]))
-    learned = learn(layers, lambda masks, draw: accuracy(trials, masks, draw), clean, settings)
+    def reward(masks: Mapping[str, str], draw: int) -> float:
+        return accuracy(trials, trials.drops(mask_set(masks, members), draw, 1)[0])
+
+    learned = learn(layers, reward, accuracy(trials, 0.0), settings)
     ranked = sorted(learned.episodes, key=lambda episode: (-episode.reward, episode.index))[:CANDIDATES]
     candidates = {f"episode {episode.index}": episode.masks for episode in ranked} | {"agent": learned.policy}
-    means = {}
-    for number, (name, masks) in enumerate(candidates.items(), 1):
-        means[name] = math.fsum(accuracy(selection, masks, draw) for draw in range(DRAWS)) / DRAWS
-        progress("select", number, len(candidates))
+    drops = selection.measure(
+        [Ask(mask_set(masks, members), 0, DRAWS) for masks in candidates.values()],
+        lambda done, total: progress("select", done, total),
+    )
+    means = {
+        name: math.fsum(accuracy(selection, drop) for drop in found) / DRAWS
+        for name, found in zip(candidates, drops, strict=True)
+    }
     cost = {name: _protected(layers, masks) for name, masks in candidates.items()}
     chosen = max(candidates, key=lambda name: (means[name], -cost[name]))
     masks = masks_by_tensor(candidates[chosen], members)

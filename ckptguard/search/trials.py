@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptguard import __version__
 from ckptguard.campaign.design import file_digests, name_of
-from ckptguard.campaign.faults import RATES, Fault
+from ckptguard.campaign.faults import RATES, Fault, Scope
 from ckptguard.campaign.metrics import Metric, describe_all
 from ckptguard.campaign.record import digest_of
 from ckptguard.campaign.sampler import LEAST_T
@@ -25,6 +25,9 @@ from ckptguard.search.damage import Rates
 from ckptguard.search.journal import Journal
 from ckptguard.search.restoring import Restoring
 from ckptguard.spec import suggestion
+
+if TYPE_CHECKING:
+    from ckptguard.search.workers import Workers
 
 _EVALUATOR_ERRORS = (ArithmeticError, ValueError, RuntimeError, LookupError, TypeError, CkptGuardError)
 
@@ -63,18 +66,60 @@ class Stored:
 
 
 @dataclass(frozen=True, eq=False)
-class Ready:
-    """Masks that were prepared for draws; `restoring` is None without posterior restorers."""
+class Ask:
+    """Draws `first` to `first + count - 1` of faults on a model with masks.
 
-    prepared: Prepared
-    restoring: Restoring | None = None
+    Attributes:
+        masks: None = nothing is protected.
+        faults: by tensor; None = those of the storage.
+        scope: what they may hit; None = everything.
+        guarded: whether readers have the guards of the storage.
+    """
+
+    masks: MaskSet | None
+    first: int
+    count: int
+    faults: Mapping[str, Fault] | None = None
+    scope: Scope | None = None
+    guarded: bool = True
+
+    @property
+    def draws(self) -> range:
+        """Their numbers."""
+        return range(self.first, self.first + self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """Masks on a model as it is stored. What draws need is worked out when the first is made."""
+
+    subject: Subject
+    stored: Stored
+    masks: MaskSet | None
+    faults: Mapping[str, Fault]
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The model encoded, with its codes and range guards."""
+        return Prepared(self.subject, self.stored.variant(self.masks))
+
+    @cached_property
+    def restoring(self) -> Restoring | None:
+        """Posterior restorers, where the model is stored with them."""
+        if self.stored.guard != POSTERIOR:
+            return None
+        summed = self.masks.provenance.get(ROW_SUMS, ()) if self.masks is not None else ()
+        shapes = {name: tensor.shape for name, tensor in self.subject.tensors.items()}
+        chosen = {name: mask for name, (mask, _) in self.prepared.masks.items()}
+        rates = {name: Rates.of(fault) for name, fault in self.faults.items()}
+        return Restoring(self.prepared.encodings, shapes, chosen, rates, summed)
 
     @cached_property
     def conditions(self) -> dict[str, Any]:
         """What decides the draws of these masks, but for the model."""
-        record = self.prepared.variant.to_json()
+        record = self.stored.variant(self.masks).to_json()
         provenance = record["masks"].pop("provenance", None) or {} if record["masks"] else {}
-        return record | {"restoring": self.restoring is not None, ROW_SUMS: provenance.get(ROW_SUMS)}
+        return record | {"restoring": self.stored.guard == POSTERIOR, ROW_SUMS: provenance.get(ROW_SUMS)}
 
 
 class Trials:
@@ -84,7 +129,7 @@ class Trials:
         session: with the stored (rounded, where the representation does) weights loaded.
         clean: metrics of those.
         metric: the one that losses are of.
-        evaluations: so far.
+        evaluations: so far, those of workers among them.
         decoder: of real codes; `sampled` draws failing codewords in distribution, and is faster, where it can.
     """
 
@@ -101,33 +146,44 @@ class Trials:
         threads: int = 1,
         decoder: str = "exact",
         journal: Journal | None = None,
+        workers: Workers | None = None,
     ) -> None:
         """Open the evaluator and load the weights.
 
         Args:
             journal: where losses are kept, and looked up before they are measured.
+            workers: make the draws wherever several are asked for at once; None = this process makes all.
         """
-        self.journal = journal
-        self.decoder = decoder
+        self.journal, self.workers = journal, workers
         self.subject, self.faults, self.stored, self.seed = subject, faults, stored, seed
+        self.evaluator, self.framework, self.threads, self.decoder = evaluator, framework, threads, decoder
         specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in subject.tensors.items()}
         self.session: Session = open_session(evaluator, specs, framework=framework, threads=threads)
-        self.bare = Prepared(subject, replace(stored, guard=NONE).variant(None))
+        self._bare = Ready(subject, replace(stored, guard=NONE), None, faults)
         self.session.load(self.bare.base)
         self.clean = self.session.metrics()
         self.evaluations = 1
         self.metric = self._metric(metric)
-        self.conditions: dict[str, Any] = {
+
+    @property
+    def bare(self) -> Prepared:
+        """The model without any protection."""
+        return self._bare.prepared
+
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        """What decides a draw, but for masks and faults."""
+        return {
             "tool": __version__,
-            "subject": subject.digest,
-            "evaluator": name_of(evaluator),
-            "files": file_digests(evaluator) if isinstance(evaluator, str) else {},
+            "subject": self.subject.digest,
+            "evaluator": name_of(self.evaluator),
+            "files": file_digests(self.evaluator) if isinstance(self.evaluator, str) else {},
             "clean": {name: repr(value) for name, value in self.clean.items()},
             "metric": self.metric.name,
-            "framework": framework,
-            "threads": threads,
-            "seed": seed,
-            "representation": stored.representation,
+            "framework": self.framework,
+            "threads": self.threads,
+            "seed": self.seed,
+            "representation": self.stored.representation,
         }
 
     def _metric(self, name: str | None) -> Metric:
@@ -140,43 +196,72 @@ class Trials:
 
     def drops(self, masks: MaskSet | None, first: int, count: int) -> list[float]:
         """Losses of the metric, positive = worse, of draws `first` to `first + count - 1`; infinite for failures."""
-        return self.drops_of(self.prepare(masks), self.faults, first, count)
+        return self.measure([Ask(masks, first, count)])[0]
 
-    def prepare(self, masks: MaskSet | None) -> Ready:
-        """What draws of these masks need."""
-        prepared = Prepared(self.subject, self.stored.variant(masks))
-        if self.stored.guard != POSTERIOR:
-            return Ready(prepared, None)
-        summed = masks.provenance.get(ROW_SUMS, ()) if masks is not None else ()
-        shapes = {name: tensor.shape for name, tensor in self.subject.tensors.items()}
-        chosen = {name: mask for name, (mask, _) in prepared.masks.items()}
-        rates = {name: Rates.of(fault) for name, fault in self.faults.items()}
-        return Ready(prepared, Restoring(prepared.encodings, shapes, chosen, rates, summed))
+    def measure(
+        self, asks: Sequence[Ask], progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[list[float]]:
+        """The losses of every ask. Equal draws, and those that the journal knows, are not made twice.
 
-    def drops_of(
-        self, ready: Ready, faults: Mapping[str, Fault], first: int, count: int, scope: Any = None
-    ) -> list[float]:
-        """The same, with masks that were prepared before, other faults, or less in scope."""
-        key = None if self.journal is None else self._key(ready, faults, scope)
-        return [self._drop(ready, faults, trial, scope, key) for trial in range(first, first + count)]
+        Args:
+            progress: gets how many draws are known, and how many there are.
+        """
+        keys = [self._key(ask) for ask in asks]
+        known: dict[tuple[str, int], float] = {}
+        missing: dict[tuple[str, int], Ask] = {}
+        for key, ask in zip(keys, asks, strict=True):
+            for place in ((key, trial) for trial in ask.draws):
+                if place in known or place in missing:
+                    continue
+                drop = self.journal.drop(*place) if self.journal is not None else None
+                if drop is None:
+                    missing[place] = ask
+                else:
+                    known[place] = drop
+        total = len(known) + len(missing)
+        for place, drop in self._made(missing):
+            if self.journal is not None:
+                self.journal.add(*place, drop)
+            known[place] = drop
+            progress(len(known), total)
+        return [[known[key, trial] for trial in ask.draws] for key, ask in zip(keys, asks, strict=True)]
 
-    def _drop(self, ready: Ready, faults: Mapping[str, Fault], trial: int, scope: Any, key: str | None) -> float:
-        if self.journal is not None and key is not None:
-            known = self.journal.drop(key, trial)
-            if known is not None:
-                return known
-        drop = self.metric.goodness(self.clean[self.metric.name]) - self._goodness(ready, faults, trial, scope)
-        if self.journal is not None and key is not None:
-            self.journal.add(key, trial, drop)
-        return drop
+    def _made(self, missing: Mapping[tuple[str, int], Ask]) -> Iterator[tuple[tuple[str, int], float]]:
+        """Draws as they are made, here or by workers."""
+        if self.workers is not None and len(missing) > 1:
+            for done in self.workers.draw(self, missing):
+                self.evaluations += done.evaluations
+                yield (done.key, done.trial), done.drop
+            return
+        latest: tuple[Ask, Ready] | None = None
+        for (key, trial), ask in missing.items():
+            if latest is None or latest[0] is not ask:
+                latest = ask, self.ready(ask)
+            yield (key, trial), self.drop(latest[1], ask, trial)
 
-    def _key(self, ready: Ready, faults: Mapping[str, Fault], scope: Any) -> str:
+    def ready(self, ask: Ask) -> Ready:
+        """The masks of an ask on the model."""
+        if ask.masks is None and not ask.guarded:
+            return self._bare
+        stored = self.stored if ask.guarded else replace(self.stored, guard=NONE)
+        return Ready(self.subject, stored, ask.masks, self.faults)
+
+    def _key(self, ask: Ask) -> str:
+        faults = self.faults if ask.faults is None else ask.faults
         specs = {name: fault.spec for name, fault in faults.items()}
-        more = {"masks": ready.conditions, "faults": specs, "scope": repr(scope), "decoder": self.decoder}
+        masks = self.ready(ask).conditions
+        more = {"masks": masks, "faults": specs, "scope": repr(ask.scope), "decoder": self.decoder}
         return digest_of(self.conditions | more)
 
-    def _goodness(self, ready: Ready, faults: Mapping[str, Fault], trial: int, scope: Any) -> float:
-        damage = ready.prepared.trial(faults, self.seed, trial, scope, self._decoder(ready.prepared, faults))
+    def drop(self, ready: Ready, ask: Ask, trial: int) -> float:
+        """The loss of one draw, made here."""
+        clean = self.metric.goodness(self.clean[self.metric.name])
+        return clean - self._goodness(ready, ask, trial)
+
+    def _goodness(self, ready: Ready, ask: Ask, trial: int) -> float:
+        faults = self.faults if ask.faults is None else ask.faults
+        decoder = self._decoder(ready.prepared, faults)
+        damage = ready.prepared.trial(faults, self.seed, trial, ask.scope, decoder)
         if damage.raised:
             return -math.inf
         self.session.patch(damage.patches if ready.restoring is None else ready.restoring.restore(damage.patches))
