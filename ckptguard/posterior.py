@@ -91,7 +91,8 @@ class Spread:
         first, count, last = _HEADER.unpack_from(data)
         size = _HEADER.size + -(-count // 2)
         sign, zeros = last >> 4, last & 15
-        if dtype.name not in FIELDS or len(data) < size or sign > MIXED or first + count >= 1 << FIELDS[dtype.name][0]:
+        fits = dtype.name in FIELDS and first >= 1 and first + count < 1 << FIELDS[dtype.name][0]
+        if not fits or len(data) < size or sign > MIXED:
             raise ContainerError(f"a spread of {count} binades from {first} does not fit {dtype.name} words")
         nibbles = [part for byte in data[_HEADER.size : size] for part in (byte & 15, byte >> 4)]
         return cls(dtype, first, tuple(nibbles[:count]), zeros, sign), size

@@ -165,7 +165,7 @@ def test_a_spread_takes_a_few_bytes_and_comes_back():
 
 
 def test_spreads_that_make_no_sense_are_refused():
-    for data in (b"", b"\x01\x09\x0f", b"\xff\x02\x0f\x00", b"\x01\x00\x3f"):
+    for data in (b"", b"\x01\x09\x0f", b"\xff\x02\x0f\x00", b"\x01\x00\x3f", b"\x00\x01\x00\x00"):
         with pytest.raises(ContainerError):
             Spread.unpack(DTYPES["F32"], data)
     with pytest.raises(UsageError, match="I8"):
