@@ -19,6 +19,7 @@ from ckptguard.devices import Device, DeviceMap
 from ckptguard.errors import UsageError
 from ckptguard.guards import NONE as NO_GUARD
 from ckptguard.guards import TENSOR
+from ckptguard.outliers import ENTRY_BYTES
 from ckptguard.pipeline import posteriors
 from ckptguard.pipeline.posteriors import Posterior
 from ckptguard.pipeline.wanted import RESTORER, recorded
@@ -26,13 +27,14 @@ from ckptguard.posterior import Spread
 from ckptguard.search.curvature import Curvature
 from ckptguard.search.damage import Rates, damage_table
 from ckptguard.search.frontier import Strength, TensorDamage
-from ckptguard.search.restoring import LEVEL_BYTES, joint_damage, spread_of, sum_bits
+from ckptguard.search.restoring import LEVEL_BYTES, Counts, counts_of, joint_damage, sum_bits
 from ckptguard.search.trials import POSTERIOR, RANGE, Stored
 from ckptguard.spec import Spec
 
 METADATA_COPIES = 2
 _BITS_PER_METADATA_BYTE = 8 * METADATA_COPIES * CODEWORD_BYTES // MESSAGE_BYTES
 """Metadata lies armoured at both ends of a container."""
+_ENTRY_BITS = 8 * ENTRY_BYTES
 
 
 @dataclass(frozen=True)
@@ -76,45 +78,50 @@ class Problem:
 
     def _tensor(self, name: str, encoding: Encoding) -> TensorDamage:
         bare = TensorDamage(name, encoding.elements, self.table[name], self.strengths(self.rates[name].worst))
-        weights, spread = self.curvature.of(name, encoding.elements), self.spreads.get(name)
-        if weights is None or spread is None:
+        weights, counts = self.curvature.of(name, encoding.elements), self.counts.get(name)
+        if weights is None or counts is None:
             return bare
-        joint = joint_damage(encoding, spread, self.rates[name], weights, self.table[name])
-        common = min(self.curvature.common.get(name, 0.0), 1.0)
-        levels = LEVEL_BYTES * _BITS_PER_METADATA_BYTE
+        parity = bare.strengths[0].parity
+        price = _ENTRY_BITS * (1 + parity) / (encoding.elements * parity) if parity else 0.0
+        weighed = joint_damage(encoding, counts, self.rates[name], weights, self.table[name], price)
         return replace(
-            bare, joint=joint, sum_bits=sum_bits(encoding, self.shapes[name]), level_bits=levels, common=common
+            bare,
+            joint=tuple((mask, damage, entries * _ENTRY_BITS) for mask, damage, entries in weighed),
+            sum_bits=sum_bits(encoding, self.shapes[name]),
+            level_bits=LEVEL_BYTES * _BITS_PER_METADATA_BYTE,
+            common=min(self.curvature.common.get(name, 0.0), 1.0),
         )
 
     @cached_property
-    def spreads(self) -> dict[str, Spread]:
-        """Of the tensors that have restorers, where the model is stored with them."""
+    def counts(self) -> dict[str, Counts]:
+        """Words by sign and exponent of the tensors that have restorers, where the model is stored with them."""
         if self.stored.guard != POSTERIOR:
             return {}
-        found = {name: spread_of(encoding) for name, encoding in self.encodings.items()}
-        return {name: spread for name, spread in found.items() if spread is not None}
+        found = {name: counts_of(encoding) for name, encoding in self.encodings.items()}
+        return {name: counts for name, counts in found.items() if counts is not None}
 
     @property
     def restorers(self) -> dict[str, object]:
         """What the provenance of masks says of restorers; empty without them."""
         if self.stored.guard != POSTERIOR:
             return {}
-        return {RESTORER: recorded({name: (self.rates[name].of_0, self.rates[name].of_1) for name in self.spreads})}
+        return {RESTORER: recorded({name: (self.rates[name].of_0, self.rates[name].of_1) for name in self.counts})}
 
     @property
     def metadata_bits(self) -> int:
         """Stored bits of a mask per tensor, and of range guards, or of restorers, as a container has them.
 
-        Row sums are no metadata, but coded as the weights are; their levels are paid for with them.
+        Row sums and outliers are no metadata, but coded as the weights are; what is said of them is paid for with them.
         """
         plain = sum(-(-encoding.bits // 8) for encoding in self.encodings.values())
         for names in self.shards:  # part 0 is the header of the safetensors file
-            found = {index: self._posterior(name) for index, name in enumerate(names, 1) if name in self.spreads}
+            found = {index: self._posterior(name) for index, name in enumerate(names, 1) if name in self.counts}
             plain += posteriors.stored_bytes(found, len(names) + 1)
         return plain * _BITS_PER_METADATA_BYTE + self.guards.bits(self.shards).stored
 
     def _posterior(self, name: str) -> Posterior:
-        return Posterior(self.rates[name].of_0, self.rates[name].of_1, self.spreads[name])
+        spread = Spread.of_counts(self.encodings[name].dtype, self.counts[name])
+        return Posterior(self.rates[name].of_0, self.rates[name].of_1, spread)
 
     def strengths(self, rate: float) -> tuple[Strength, ...]:
         """What the codes cost, and leave, at a bit error rate."""
