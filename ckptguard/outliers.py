@@ -19,28 +19,34 @@ from ckptguard.posterior import FIELDS, Floats, Indices, Spread, Words, magnitud
 
 LEAST = 0.7
 """Of its magnitude: what an undamaged word is read as at least, unless it is an outlier."""
-TYPICAL = 4.0
-"""Times the rms of its tensor: above that are outliers."""
-ENTRY_BYTES = 4
-DEAREST = 512
-"""Words of a tensor per outlier below which they are not carried, unless masks ask for them."""
-_GO_ON = 0xFFFF
-_ENTRY = np.dtype([("gap", "<u2"), ("upper", "<u2")])
+FAR = 8.0
+"""Times the rms of its tensor, both to the power of two below: above that are outliers."""
+SHARE, FEW = 512, 16
+"""Of so many words of a tensor one may be an outlier; and that many always."""
+ENTRY_BYTES = 6
+_GO_ON = 0xFFFF_FFFF
+_ENTRY = np.dtype([("gap", "<u4"), ("upper", "<u2")])
 
 Flags = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
 
-def outlier_fields(dtype: DType, counts: Counts, mask: str, of_0: float, of_1: float) -> Flags:
+def outlier_fields(dtype: DType, counts: Counts, of_0: float, of_1: float) -> Flags:
     """(exponents,) the fields whose words are outliers.
+
+    Those that a restorer which trusts no bit misreads; where these are too many, the largest. A mask leaves about
+    as many, as the bits that tell an outlier from a common word are dear to protect. So the set is that of the tensor,
+    whatever is protected: masks need not be known to charge for it, and readers who can trust no bit have it as well.
 
     Args:
         counts: of all words, as `posterior.field_counts` gives them.
-        mask: protected bits, most significant first.
         of_0, of_1: probabilities that a stored 0, a stored 1 is read wrong.
     """
     used = counts.sum(0)
-    return misread(dtype, used, means(Spread.of_counts(dtype, counts), mask, of_0, of_1))
+    nothing = "0" * dtype.word_bits
+    found = misread(dtype, used, means(Spread.of_counts(dtype, counts), nothing, of_0, of_1))
+    from_the_top = np.cumsum(np.where(found, used, 0)[::-1])[::-1]
+    return found & (from_the_top <= max(int(used.sum()) // SHARE, FEW))
 
 
 def misread(dtype: DType, used: Counts, estimates: Floats) -> Flags:
@@ -51,8 +57,8 @@ def misread(dtype: DType, used: Counts, estimates: Floats) -> Flags:
         estimates: (exponents,) what a word read with a field was in the mean, its fraction taken as zero.
     """
     magnitudes = magnitudes_of(dtype)
-    typical = np.sqrt((used * magnitudes**2).sum() / max(int(used.sum()), 1))
-    found: Flags = (used > 0) & (estimates < LEAST * magnitudes) & (magnitudes > TYPICAL * typical)
+    rms = np.sqrt((used * magnitudes**2).sum() / max(int(used.sum()), 1))
+    found: Flags = (used > 0) & (estimates < LEAST * magnitudes) & (magnitudes > FAR * rms)
     return found
 
 
@@ -61,9 +67,9 @@ def without(counts: Counts, fields: Flags) -> Counts:
     return np.where(fields, 0, counts)
 
 
-def most_entries(outliers: int, elements: int) -> int:
-    """No fewer entries than these outliers take, wherever in a tensor they lie."""
-    return outliers + elements // _GO_ON if outliers else 0
+def most_entries(elements: int) -> int:
+    """No fewer entries than the outliers of a tensor take, wherever in it they lie."""
+    return max(elements // SHARE, min(FEW, elements)) + elements // _GO_ON
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +98,13 @@ class Outliers:
         """Those of runs that follow one another."""
         return cls(np.concatenate([one.positions for one in several]), np.concatenate([one.uppers for one in several]))
 
+    @property
+    def entries(self) -> int:
+        """That they take."""
+        return self.positions.size + int((np.diff(self.positions, prepend=0) // _GO_ON).sum())
+
     def pack(self) -> npt.NDArray[np.uint8]:
-        """As stored: entries of a gap and of the upper bits; the gap 65535 goes on without a word."""
+        """As stored: entries of a gap and of the upper bits; the gap 2^32 - 1 goes on without a word."""
         gaps = np.diff(self.positions, prepend=0)
         skips = gaps // _GO_ON
         places = np.cumsum(skips + 1) - 1

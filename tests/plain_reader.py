@@ -419,7 +419,7 @@ def assemble(plan, payload, found):
     for index, part in enumerate(plan["parts"]):
         data = payload[begin : begin + part["stored"]]
         begin += part["stored"]
-        if part["kind"] in ("header", "sums"):
+        if part["kind"] in ("header", "extra"):
             continue
         if part["representation"] != "native":
             data = from_fixed(part, data, float(scales[index]))

@@ -294,7 +294,7 @@ def read_shard(data: bytes, beside: bytes | None) -> tuple[dict[str, Any], list[
     if "POST" in sections:
         check_restorers(record, payload, sections["POST"])
     else:
-        assert all(part["kind"] != "sums" for part in record["parts"])
+        assert all(part["kind"] != "extra" for part in record["parts"])
     if "GRDS" in sections:
         check_guards(record, payload, sections["GRDS"])
     scales = struct.unpack(f"<{len(record['parts'])}d", sections["SCAL"]) if "SCAL" in sections else None
@@ -302,7 +302,7 @@ def read_shard(data: bytes, beside: bytes | None) -> tuple[dict[str, Any], list[
     for place, part in enumerate(record["parts"]):
         stored = payload[start : start + part["stored"]]
         start += part["stored"]
-        if part["kind"] == "sums":
+        if part["kind"] == "extra":
             continue
         source = record["sources"][part["source"]]
         original = to_original(part, stored, scales[place] if scales else 0.0)
@@ -332,7 +332,7 @@ def check_restorers(record: dict[str, Any], payload: bytes, section: bytes) -> N
     for place, (part, code) in enumerate(zip(record["parts"], codes, strict=True)):
         stored = payload[start : start + part["stored"]]
         start += part["stored"]
-        if part["kind"] == "sums":
+        if part["kind"] == "extra":
             assert (place, stored) == (len(codes) - 1, sums)
         if not code:
             continue
@@ -361,7 +361,7 @@ def check_restorers(record: dict[str, Any], payload: bytes, section: bytes) -> N
             levels += 8
             sums += row_sums(part, stored, size, low, step)
     assert offset == len(section) - 8 * sum(code >> 15 for code in codes)
-    assert (record["parts"][-1]["kind"] == "sums") == bool(sums)
+    assert (record["parts"][-1]["kind"] == "extra") == bool(sums)
 
 
 def row_sums(part: dict[str, Any], stored: bytes, size: int, low: float, step: float) -> bytes:

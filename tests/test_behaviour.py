@@ -177,7 +177,7 @@ def test_elements_are_estimated_without_row_sums_that_are_lost(model: Path, tmp_
     words = ("--masks", tmp_path / "sp.json", "--restorer", "posterior", "--ber", "1e-2", "--code", "bch:1023,923")
     path = tmp_path / "damaged.ckg"
     assert run("protect", model, "-o", path, *words)[0] == 0
-    row = next(row for row in json.loads(run("inspect", path, "--json")[1])["tensors"] if row["kind"] == "sums")
+    row = next(row for row in json.loads(run("inspect", path, "--json")[1])["tensors"] if row["kind"] == "extra")
     data = np.frombuffer(path.read_bytes(), np.uint8)
     (size,) = struct.unpack_from("<Q", data.tobytes(), 24)
     data = flipped(data, PAYLOAD + size - row["elements"], PAYLOAD + size)
@@ -191,7 +191,7 @@ def test_elements_are_estimated_without_row_sums_that_are_lost(model: Path, tmp_
     for command in extra:
         rows = {(row["kind"], row["name"]): row for row in json.loads(found[command][1])["tensors"]}
         first = rows["tensor", "first"]
-        assert (first["estimated_elements"] > 0, first["pieces_without_sums"] > 0) == (command == "restore",) * 2
+        assert (first["estimated_elements"] > 0, first["pieces_without_extra"] > 0) == (command == "restore",) * 2
         assert rows["tensor", "second"]["estimated_elements"] == 0
 
 

@@ -128,10 +128,10 @@ def by_hand(container: Path, guard: bool) -> tuple[dict[str, bytes], dict[str, s
         for piece, outcome in zip(unit.unit.pieces, unit.pieces, strict=True):
             part, data = plan.parts[piece.part], unit.bytes[at : at + piece.bytes]
             at += piece.bytes
-            if part.kind == "sums":
+            if part.kind == "extra":
                 begin = piece.offset - part.stored_offset
                 sums[begin : begin + piece.bytes] = data.tobytes()
-                states["sums"] = {outcome.state}
+                states["extra"] = {outcome.state}
     levels = np.frombuffer(bytes(sums), np.uint8)
     for unit in units:
         at = 0
@@ -152,7 +152,7 @@ def by_hand(container: Path, guard: bool) -> tuple[dict[str, bytes], dict[str, s
                     assert lost is not None
                     touched = lost.view(words.dtype) != 0
                 words = np.where(touched, bare, trusting)
-                if known.levels is not None and states["sums"] == {State.EXACT}:
+                if known.levels is not None and states["extra"] == {State.EXACT}:
                     begin = (piece.offset - part.stored_offset) // words.dtype.itemsize
                     starts, stops = segments(begin, words.size, part.elements // part.shape[0])
                     wanted_sums = known.levels.low + known.levels.step * levels[level_places[piece.index]].astype(float)
@@ -192,7 +192,7 @@ def test_the_payload_begins_with_the_image_of_the_original_file(made: Make, tmp_
     anatomy = Anatomy.of(made().read_bytes())
     original = (tmp_path / "m.safetensors").read_bytes()
     assert anatomy.payload[: len(original)] == original
-    assert anatomy.record("PLAN")["parts"][-1]["kind"] == "sums"
+    assert anatomy.record("PLAN")["parts"][-1]["kind"] == "extra"
 
 
 def test_containers_without_restorers_are_as_before(made: Make) -> None:
@@ -207,7 +207,7 @@ def test_row_sums_are_those_of_the_tensor_to_half_a_level(made: Make) -> None:
     container = made()
     shard = Shard.open(container)
     index = next(i for i, part in enumerate(shard.plan.parts) if part.name == "brain")
-    sums = Anatomy.of(container.read_bytes()).payload[-shard.plan.sum_bytes :]
+    sums = Anatomy.of(container.read_bytes()).payload[-shard.plan.extra_bytes :]
     levels = shard.posteriors[index].levels
     shard.close()
     assert levels is not None
@@ -229,8 +229,8 @@ def test_damaged_pieces_are_read_as_worked_out_by_hand_and_exact_ones_stay(
     found = read_safetensors((tmp_path / "out").read_bytes())
     for name in ("large", "brain", "half", "bias", "thin"):
         assert found[name] == expected[name], name
-    lost = {name for name in ("large", "sums") if State.LOST in states[name]}
-    assert lost >= {"bch:1023,513": set(), "secded:72,64": {"large"}, "bch:1023,848": {"sums"}}[code]
+    lost = {name for name in ("large", "extra") if State.LOST in states[name]}
+    assert lost >= {"bch:1023,513": set(), "secded:72,64": {"large"}, "bch:1023,848": {"extra"}}[code]
     assert code != "bch:1023,513" or not lost
     assert found["large"] != model()["large"][2]
 
@@ -301,7 +301,7 @@ def test_estimates_have_a_smaller_error_than_guards_and_row_sums_that_are_right(
 
 def test_lost_row_sums_are_not_used_and_that_is_told(made: Make, tmp_path: Path) -> None:
     container = made(names=["large", "bias"], code="secded:72,64")
-    damaged = worn(container, 0.2, part="sums")
+    damaged = worn(container, 0.2, part="extra")
     assert check(damaged).verdict == "uncorrectable"
     data = damaged.read_bytes()
     block = Anatomy.of(container.read_bytes()).superblock
@@ -312,8 +312,8 @@ def test_lost_row_sums_are_not_used_and_that_is_told(made: Make, tmp_path: Path)
     )
     report = restore(damaged, tmp_path / "out")
     rows = {tensor.name: tensor for tensor in report.tensors}
-    assert rows["large"].pieces_without_sums == rows["large"].damaged_pieces > 0
-    assert [tensor.kind for tensor in report.lost if tensor.kind != "tensor"] == ["sums"]
+    assert rows["large"].pieces_without_extra == rows["large"].damaged_pieces > 0
+    assert [tensor.kind for tensor in report.lost if tensor.kind != "tensor"] == ["extra"]
     shard = Shard.open(damaged)
     (known,) = [one for i, one in shard.posteriors.items() if shard.plan.parts[i].name == "large"]
     mask = next(part.mask for part in shard.plan.parts if part.name == "large")
@@ -329,8 +329,8 @@ def test_lost_row_sums_are_not_used_and_that_is_told(made: Make, tmp_path: Path)
         assert (found[: sure.size][sure] == expected[sure]).all()
     loaded: list[dict[str, Any]] = []
     ckptguard.load_file(damaged, framework="np", on_error="raw", report=loaded.append)
-    counted = {row["name"]: row["pieces_without_sums"] for row in loaded[0]["tensors"]}
-    assert counted["large"] == rows["large"].pieces_without_sums
+    counted = {row["name"]: row["pieces_without_extra"] for row in loaded[0]["tensors"]}
+    assert counted["large"] == rows["large"].pieces_without_extra
 
 
 def test_repair_writes_no_estimates(made: Make, tmp_path: Path) -> None:
@@ -349,9 +349,9 @@ def test_repair_writes_no_estimates(made: Make, tmp_path: Path) -> None:
 
 def test_row_sums_are_checked_and_repaired_as_any_stored_bytes(made: Make, tmp_path: Path) -> None:
     container = made()
-    damaged = worn(container, 1e-2, part="sums")
+    damaged = worn(container, 1e-2, part="extra")
     report = check(damaged)
-    (row,) = (tensor for tensor in report.tensors if tensor.kind == "sums")
+    (row,) = (tensor for tensor in report.tensors if tensor.kind == "extra")
     assert (report.verdict, row.found, row.state) == ("correctable", "lost", "exact")
     repair(damaged, tmp_path / "healed.ckg")
     assert (tmp_path / "healed.ckg").read_bytes() == container.read_bytes()
@@ -388,7 +388,7 @@ def test_every_code_may_hold_row_sums(code: str, made: Make, tmp_path: Path) -> 
     devices = tmp_path / "devices.toml"
     devices.write_text('[[device]]\nname = "worn"\ntensors = ["*"]\nchannel = "asymmetric:1e-3,4e-3"\n')
     container = made(code=code, devices=devices)
-    (sums,) = (part for part in Anatomy.of(container.read_bytes()).record("PLAN")["parts"] if part["kind"] == "sums")
+    (sums,) = (part for part in Anatomy.of(container.read_bytes()).record("PLAN")["parts"] if part["kind"] == "extra")
     assert sums["code"].partition(":")[0] == {"auto": "bch"}.get(code, code)
     for row in inspect(container).tensors:
         assert row.restorer_rates in (None, (pytest.approx(1e-3), pytest.approx(4e-3)))

@@ -18,8 +18,6 @@ RESTORER = "restorer"
 """In the provenance of masks: that they count on posterior restorers, and for which rates; see `recorded`."""
 ROW_SUMS = "row_sums"
 """In the provenance of masks: names of the tensors that carry row sums."""
-OUTLIERS = "outliers"
-"""In the provenance of masks: names of the tensors that carry outliers."""
 
 Pair = tuple[float, float]
 

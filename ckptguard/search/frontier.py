@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from ckptguard.errors import UsageError
 from ckptguard.masks import MaskSet, Rule
-from ckptguard.pipeline.wanted import OUTLIERS, ROW_SUMS
+from ckptguard.pipeline.wanted import ROW_SUMS
 
 BITS, TOP = "bits", "top"
 
@@ -45,11 +45,9 @@ class TensorDamage:
         damage: expected damage by bit position (0 = most significant) while it is not protected; infinite where it is
             not known, which protects the bit first.
         strengths: codes to choose from; one for all protected bits of the tensor.
-        joint: masks with the damage that each leaves, where bits do not add up, and with the bits of the outliers that
-            it counts on; they are chosen from instead.
-        sum_bits: that row sums take, 0 = none can be had. These and outliers are coded like the weights, by the first
-            of the strengths.
-        level_bits: of metadata, for the levels of these sums, or the numbers of outliers.
+        joint: masks with the damage that each leaves, where bits do not add up; they are chosen from instead.
+        sum_bits: that row sums take, coded like the weights by the first of the strengths; 0 = none can be had.
+        level_bits: of metadata, for the levels of these sums.
         common: share of the damage that row sums take away.
     """
 
@@ -57,7 +55,7 @@ class TensorDamage:
     words: int
     damage: tuple[float, ...]
     strengths: tuple[Strength, ...]
-    joint: tuple[tuple[str, float, int], ...] = ()
+    joint: tuple[tuple[str, float], ...] = ()
     sum_bits: int = 0
     level_bits: int = 0
     common: float = 0.0
@@ -77,7 +75,7 @@ class Choice:
         damage: expected, what is left.
         mask: as '0' and '1', most significant bit first.
         code: spec, None = default or nothing protected.
-        sums, outliers: whether it carries row sums, outliers.
+        sums: whether it carries row sums.
     """
 
     parity: float
@@ -85,7 +83,6 @@ class Choice:
     mask: str
     code: str | None
     sums: bool = False
-    outliers: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,10 +187,8 @@ class Frontier:
                 groups.setdefault((choice.mask, choice.code), []).append(exactly(tensor.name))
         rules = [Rule(tuple(names), mask, code) for (mask, code), names in groups.items()]
         said = dict(provenance or {})
-        pairs = list(zip(self.tensors, chosen, strict=True))
-        summed = [tensor.name for tensor, choice in pairs if choice.sums]
-        outlying = [tensor.name for tensor, choice in pairs if choice.outliers]
-        said |= ({ROW_SUMS: summed} if summed else {}) | ({OUTLIERS: outlying} if outlying else {})
+        summed = [tensor.name for tensor, choice in zip(self.tensors, chosen, strict=True) if choice.sums]
+        said |= {ROW_SUMS: summed} if summed else {}
         return MaskSet((*rules, Rule(("*",), "none")), said)
 
     def ways(self, vertex: int) -> tuple[list[list[Choice]], list[int]]:
@@ -229,21 +224,18 @@ def _joint(tensor: TensorDamage, order: str) -> list[Choice]:
 
     What a code leaves of a mask's worth is that share of what the mask saves.
     """
-    bare = max(damage for _, damage, _ in tensor.joint)
-    coded = 1 + tensor.strengths[0].parity
-    sums = tensor.sum_bits * coded + tensor.level_bits
+    bare = max(damage for _, damage in tensor.joint)
+    sums = tensor.sum_bits * (1 + tensor.strengths[0].parity) + tensor.level_bits
     found = []
     for strength in tensor.strengths:
-        for mask, damage, bits in tensor.joint:
+        for mask, damage in tensor.joint:
             if order == TOP and "01" in mask:
                 continue
             left = damage + (bare - damage) * strength.left
             parity = tensor.words * mask.count("1") * strength.parity
-            parity += bits * coded + tensor.level_bits if bits else 0.0
-            code = strength.code if "1" in mask else None
-            found.append(Choice(parity, left, mask, code, outliers=bits > 0))
+            found.append(Choice(parity, left, mask, strength.code if "1" in mask else None))
             if tensor.sum_bits:
-                found.append(Choice(parity + sums, left * (1 - tensor.common), mask, code, True, bits > 0))
+                found.append(Choice(parity + sums, left * (1 - tensor.common), mask, found[-1].code, True))
     return found
 
 

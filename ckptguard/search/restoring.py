@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise, product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,27 +13,49 @@ import numpy.typing as npt
 from ckptguard.campaign.encodings import Encoding, NativeWords, floats_of
 from ckptguard.dtypes import DType
 from ckptguard.evaluate.session import Patch
-from ckptguard.outliers import Outliers, misread, most_entries, outlier_fields, without
-from ckptguard.posterior import FIELDS, MIXED, Restorer, Spread, all_finite, field_counts, magnitudes_of, transitions
+from ckptguard.outliers import Outliers, misread, outlier_fields, without
+from ckptguard.posterior import FIELDS, MIXED, Restorer, Spread, all_finite, field_counts
 from ckptguard.row_sums import RowSums, row_columns
 from ckptguard.search.damage import Rates, Weights
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
 Floats = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
 LEVEL_BYTES = 8
 """What the levels of a tensor's row sums take of the metadata."""
-COUNT_BYTES = 8
-"""What the numbers of a tensor's outliers take of it."""
 
 
-def counts_of(encoding: Encoding) -> Counts | None:
-    """Words by sign and exponent of a tensor that can have a restorer: floats as they are, all of them finite; None
-    of others."""
-    if not isinstance(encoding, NativeWords) or encoding.dtype.name not in FIELDS or not encoding.elements:
-        return None
-    fields = field_counts(encoding.dtype, encoding.words)
-    return fields if all_finite(fields) else None
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What readers of a tensor are told beside sums of its rows.
+
+    Attributes:
+        dtype: of its elements.
+        counts: (2, exponents) words by sign and field.
+        fields: (exponents,) those of its outliers.
+    """
+
+    dtype: DType
+    counts: npt.NDArray[np.int64]
+    fields: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, encoding: Encoding, rates: Rates) -> Known | None:
+        """Of a tensor that can have a restorer: floats as they are, all of them finite; None of others."""
+        if not isinstance(encoding, NativeWords) or encoding.dtype.name not in FIELDS or not encoding.elements:
+            return None
+        counts = field_counts(encoding.dtype, encoding.words)
+        if not all_finite(counts):
+            return None
+        return cls(encoding.dtype, counts, outlier_fields(encoding.dtype, counts, rates.of_0, rates.of_1))
+
+    @property
+    def spread(self) -> Spread:
+        """Of the words that are no outliers."""
+        return Spread.of_counts(self.dtype, without(self.counts, self.fields))
+
+    def outliers(self, encoding: Encoding) -> Outliers | None:
+        """None where there are none."""
+        return Outliers.of(self.dtype, encoding.words, self.fields) if self.fields.any() else None
 
 
 def sum_bits(encoding: Encoding, shape: tuple[int, ...]) -> int:
@@ -55,28 +76,23 @@ class Restoring:
         masks: Mapping[str, str],
         rates: Mapping[str, Rates],
         summed: Collection[str] = (),
-        with_outliers: Collection[str] = (),
     ) -> None:
         """Measure the tensors.
 
         Args:
             summed: names of the tensors that carry row sums.
-            with_outliers: names of those that carry outliers, where they have some.
         """
         self._encodings = encodings
         self._restorers: dict[str, Restorer] = {}
         self._sums: dict[str, RowSums] = {}
         self._outliers: dict[str, Outliers] = {}
         for name, encoding in encodings.items():
-            counts, rate = counts_of(encoding), rates[name]
-            if counts is None:
+            rate = rates[name]
+            if (known := Known.of(encoding, rate)) is None:
                 continue
-            if name in with_outliers:
-                fields = outlier_fields(encoding.dtype, counts, masks[name], rate.of_0, rate.of_1)
-                self._outliers[name] = Outliers.of(encoding.dtype, encoding.words, fields)
-                counts = without(counts, fields)
-            spread = Spread.of_counts(encoding.dtype, counts)
-            self._restorers[name] = Restorer.of(spread, masks[name], rate.of_0, rate.of_1)
+            self._restorers[name] = Restorer.of(known.spread, masks[name], rate.of_0, rate.of_1)
+            if (outliers := known.outliers(encoding)) is not None:
+                self._outliers[name] = outliers
             if name in summed and sum_bits(encoding, shapes[name]):
                 self._sums[name] = RowSums.of(_values(encoding, encoding.words), shapes[name][0])
 
@@ -107,153 +123,114 @@ def _values(encoding: Encoding, words: Words) -> Floats:
     return found
 
 
-class Weighed(NamedTuple):
-    """A mask of a tensor.
-
-    Attributes:
-        damage: that is left, several flips in one word and all.
-        entries: of outliers that it carries, at most; 0 = it carries none.
-    """
-
-    mask: str
-    damage: float
-    entries: int = 0
-
-
 def joint_damage(
-    encoding: Encoding, counts: Counts, rates: Rates, curvature: Weights, alone: Sequence[float], price: float
-) -> tuple[Weighed, ...]:
-    """Masks of a tensor worth a look, each with the damage that is left.
+    encoding: Encoding, known: Known, rates: Rates, curvature: Weights, alone: Sequence[float]
+) -> tuple[tuple[str, float], ...]:
+    """Masks of a tensor worth a look, each with the damage that is left, several flips in one word and all.
 
-    Every subset of the exponent's bits, with and without the sign, and with and without outliers, is weighed with its
-    own restorer; bits of the fraction add up. Of these, the masks on the lower hull are returned, one bit after
-    another.
+    Every subset of the exponent's bits, with and without the sign, is weighed with its own restorer; bits
+    of the fraction add up. Of these, the masks on the lower hull are returned, one bit after another.
 
     Args:
-        counts: of the tensor's words, by sign and field.
         alone: damage of every bit position without any guard; those of the fraction are used.
-        price: of an entry of outliers, in protected bits of the whole tensor.
     """
-    exponent_bits = FIELDS[encoding.dtype.name][0]
-    moments = _Moments.of(encoding, counts, curvature)
-    mixed = Spread.of_counts(encoding.dtype, counts).sign == MIXED
-    points = []
-    for mask in map("".join, product("01", repeat=exponent_bits)):
-        for entries, damages in _left(moments, rates, mask, mixed):
-            for sign, damage in enumerate(damages[: 1 + mixed]):
-                points.append(_Point(sign + mask.count("1") + price * entries, damage, str(sign) + mask, entries))
-    return _merged(_hull(points), list(alone[1 + exponent_bits :]))
+    name = encoding.dtype.name
+    exponent_bits = FIELDS[name][0]
+    moments, spread = _Moments.of(encoding, known, curvature), known.spread
+    points = [
+        (sign + mask.count("1"), damage, str(sign) + mask)
+        for mask in map("".join, product("01", repeat=exponent_bits))
+        for sign, damage in enumerate(_left(moments, spread, rates, mask, exponent_bits))
+        if not (sign and spread.sign != MIXED)
+    ]
+    heads = _hull(points)
+    return _merged(heads, list(alone[1 + exponent_bits :]))
 
 
 @dataclass(frozen=True, eq=False)
 class _Moments:
     """Sums over the words of a tensor.
 
+    Outliers are left out: their exponents are right.
+
     Attributes:
-        counts: (2, exponents) words.
+        used: (exponents,) words by exponent field.
         values: (exponents,) sum of F w^2 by exponent field.
         zeros: sum of F of the words with exponent field 0.
+        magnitudes: (exponents,) 2^e.
     """
 
     dtype: DType
-    counts: Counts
+    used: npt.NDArray[np.int64]
     values: Floats
     zeros: float
-
-    @cached_property
-    def fields(self) -> npt.NDArray[np.int64]:
-        """Those that words have."""
-        return np.flatnonzero(self.counts.sum(0))
+    magnitudes: Floats
 
     @classmethod
-    def of(cls, encoding: Encoding, counts: Counts, curvature: Weights) -> _Moments:
+    def of(cls, encoding: Encoding, known: Known, curvature: Weights) -> _Moments:
         exponent_bits, fraction_bits = FIELDS[encoding.dtype.name]
         count = 1 << exponent_bits
         field = (encoding.words >> fraction_bits & (count - 1)).astype(np.int64)
         numbers = _values(encoding, encoding.words)
         weights = np.full(field.size, curvature) if isinstance(curvature, float) else curvature.astype(np.float64)
+        magnitudes = np.exp2(np.arange(count, dtype=np.float64) - ((1 << (exponent_bits - 1)) - 1))
+        magnitudes[[0, -1]] = 0.0
         finite = np.where(np.isfinite(numbers), numbers, 0.0)
         values = np.bincount(field, weights * finite**2, minlength=count).astype(np.float64)
         plain = np.bincount(field, weights, minlength=count)
         values[0] = 0.0
-        return cls(encoding.dtype, counts, values, float(plain[0]))
+        used = without(known.counts, known.fields).sum(0)
+        return cls(encoding.dtype, used, np.where(known.fields, 0.0, values), float(plain[0]), magnitudes)
+
+    def together(self, estimates: Floats) -> float:
+        """Damage of words that no damage makes but the restorer does, where outliers are too many to be carried.
+
+        All of them err in the same direction, which no sum over single weights sees, and by much, which no curvature
+        does. So they count as the worst that errors which add up can do: what their squares come to, times how many
+        they are.
+        """
+        fields = misread(self.dtype, self.used, estimates)
+        ratio = estimates[fields] / self.magnitudes[fields]
+        return int(self.used[fields].sum()) * float((self.values[fields] * (1 - ratio) ** 2).sum())
 
 
-def _left(moments: _Moments, rates: Rates, mask: str, mixed: bool) -> list[tuple[int, tuple[float, float]]]:
-    """Entries of outliers, and damage left with the sign unprotected, and protected, for a mask of the exponent.
-
-    Where words would be outliers there are two rows, without these and with. Without, their undamaged reading is wrong,
-    all of them in the same direction, which no sum over single weights sees: it counts as the worst that errors which
-    add up can do, the number of the words times the sum of their damages.
-    """
-    total, fields = moments.counts.sum(0), moments.fields
-    chances = transitions(moments.dtype, "0" + mask, rates.of_0, rates.of_1, fields)
-    every = _Reading.of(moments, moments.counts, chances)
-    flagged = misread(moments.dtype, total, every.estimates)
-    whole = every.damages(moments, moments.values, rates, mixed)
-    if not flagged.any():
-        return [(0, whole)]
-    ratio = every.estimates[flagged] / magnitudes_of(moments.dtype)[flagged]
-    outliers = int(total[flagged].sum())
-    together = 0.5 * outliers * float((moments.values[flagged] * (1 - ratio) ** 2).sum())
-    others = _Reading.of(moments, without(moments.counts, flagged), chances)
-    kept = others.damages(moments, np.where(flagged, 0.0, moments.values), rates, mixed)
-    return [(0, (whole[0] + together, whole[1] + together)), (most_entries(outliers, int(total.sum())), kept)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Reading:
-    """What a restorer makes of words with some mask of the exponent.
-
-    Attributes:
-        weights: (fields,) of the spread.
-        chances: (fields, exponents) that a field is read as another.
-        estimates: (exponents,) of magnitudes, without gain and sign.
-    """
-
-    weights: Floats
-    chances: Floats
-    estimates: Floats
-
-    @classmethod
-    def of(cls, moments: _Moments, counts: Counts, chances: Floats) -> _Reading:
-        weights = Spread.of_counts(moments.dtype, counts).weights[moments.fields]
-        joint = weights[:, None] * chances
-        total, magnitudes = joint.sum(0), magnitudes_of(moments.dtype)[moments.fields]
-        return cls(weights, chances, np.divide(magnitudes @ joint, total, out=np.zeros_like(total), where=total > 0))
-
-    def damages(self, moments: _Moments, values: Floats, rates: Rates, mixed: bool) -> tuple[float, float]:
-        """With the sign unprotected, and protected, of words with these sums of F w^2 by field."""
-        magnitudes = magnitudes_of(moments.dtype)[moments.fields]
-        result = []
-        for protected in (False, True):
-            flips = 0.0 if protected or not mixed else (rates.of_0 + rates.of_1) / 2
-            scale = self.estimates * (1 - 2 * flips)
-            back = float((magnitudes * self.weights * (self.chances @ scale)).sum()) * (1 - 2 * flips)
-            scale = scale * (float((self.weights * magnitudes**2).sum()) / back) if back > 0 else scale
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = np.where(magnitudes[:, None] > 0, scale[None, :] / magnitudes[:, None], 0.0)
-            error = (1 - flips) * (ratio - 1) ** 2 + flips * (ratio + 1) ** 2
-            damage = float((values[moments.fields][:, None] * self.chances * error).sum())
-            if moments.fields[0] == 0:
-                damage += moments.zeros * float((self.chances[0] * scale**2).sum())
-            result.append(0.5 * damage)
-        return result[0], result[1]
+def _left(moments: _Moments, spread: Spread, rates: Rates, mask: str, exponent_bits: int) -> tuple[float, float]:
+    """Damage left with the sign unprotected, and protected, for a mask of the exponent."""
+    used = np.flatnonzero((moments.values > 0) | (spread.weights > 0))
+    chances = np.ones((used.size, moments.values.size))
+    reads = np.arange(moments.values.size)
+    for place, chosen in enumerate(mask):
+        shift = exponent_bits - 1 - place
+        was, read = used >> shift & 1, reads >> shift & 1
+        wrong = np.zeros(2) if chosen == "1" else np.array([rates.of_0, rates.of_1])
+        same = was[:, None] == read[None, :]
+        chances *= np.where(same, 1 - wrong[was][:, None], wrong[was][:, None])
+    magnitudes, weights = moments.magnitudes[used], spread.weights[used]
+    joint = weights[:, None] * chances
+    total = joint.sum(0)
+    plain = np.divide(magnitudes @ joint, total, out=np.zeros_like(total), where=total > 0)
+    together = moments.together(plain)
+    result = []
+    for protected in (False, True):
+        flips = 0.0 if protected or spread.sign != MIXED else (rates.of_0 + rates.of_1) / 2
+        scale = plain * (1 - 2 * flips)
+        back = float((magnitudes * (joint @ scale)).sum()) * (1 - 2 * flips)
+        scale = scale * (float((weights * magnitudes**2).sum()) / back) if back > 0 else scale
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(magnitudes[:, None] > 0, scale[None, :] / magnitudes[:, None], 0.0)
+        error = (1 - flips) * (ratio - 1) ** 2 + flips * (ratio + 1) ** 2
+        damage = float((moments.values[used][:, None] * chances * error).sum())
+        zero = np.flatnonzero(used == 0)
+        if zero.size:
+            damage += moments.zeros * float((chances[zero[0]] * scale**2).sum())
+        result.append(0.5 * (damage + together))
+    return result[0], result[1]
 
 
-class _Point(NamedTuple):
-    """Sign and exponent of a mask; the cost is in protected bits."""
-
-    cost: float
-    damage: float
-    head: str
-    entries: int
-
-
-def _hull(points: list[_Point]) -> list[_Point]:
-    hull: list[_Point] = []
+def _hull(points: list[tuple[int, float, str]]) -> list[tuple[int, float, str]]:
+    hull: list[tuple[int, float, str]] = []
     for point in sorted(points):
-        if hull and not point.damage < hull[-1].damage:
+        if hull and not point[1] < hull[-1][1]:
             continue
         while len(hull) > 1 and _gain(hull[-2], point) >= _gain(hull[-2], hull[-1]):
             hull.pop()
@@ -261,22 +238,22 @@ def _hull(points: list[_Point]) -> list[_Point]:
     return hull
 
 
-def _gain(before: _Point, after: _Point) -> float:
-    return (before.damage - after.damage) / (after.cost - before.cost)
+def _gain(before: tuple[int, float, str], after: tuple[int, float, str]) -> float:
+    return (before[1] - after[1]) / (after[0] - before[0])
 
 
-def _merged(heads: list[_Point], fraction: list[float]) -> tuple[Weighed, ...]:
+def _merged(heads: list[tuple[int, float, str]], fraction: list[float]) -> tuple[tuple[str, float], ...]:
     """Steps of the head and of the fraction in the order of what they save per bit."""
     steps: list[tuple[float, int, Any]] = [(_gain(a, b), 0, b) for a, b in pairwise(heads)]
     steps += [(saved, 1, place) for place, saved in enumerate(fraction)]
     steps.sort(key=lambda step: -step[0])
     head, tail = heads[0], ["0"] * len(fraction)
+    found = [(head[2] + "".join(tail), head[1] + sum(fraction))]
     left = list(fraction)
-    found = [Weighed(head.head + "".join(tail), head.damage + sum(left), head.entries)]
     for _, kind, what in steps:
         if kind == 0:
             head = what
         else:
             tail[what], left[what] = "1", 0.0
-        found.append(Weighed(head.head + "".join(tail), head.damage + sum(left), head.entries))
+        found.append((head[2] + "".join(tail), head[1] + sum(left)))
     return tuple(found)

@@ -20,7 +20,7 @@ from ckptguard.codes.bch import Bch
 from ckptguard.errors import CkptGuardError, MissingExtraError, UsageError
 from ckptguard.evaluate.session import Session, TensorSpec, open_session
 from ckptguard.masks import MaskSet
-from ckptguard.pipeline.wanted import OUTLIERS, ROW_SUMS
+from ckptguard.pipeline.wanted import ROW_SUMS
 from ckptguard.search.damage import Rates
 from ckptguard.search.journal import Journal
 from ckptguard.search.restoring import Restoring
@@ -108,19 +108,18 @@ class Ready:
         """Posterior restorers, where the model is stored with them."""
         if self.stored.guard != POSTERIOR:
             return None
-        said = self.masks.provenance if self.masks is not None else {}
+        summed = self.masks.provenance.get(ROW_SUMS, ()) if self.masks is not None else ()
         shapes = {name: tensor.shape for name, tensor in self.subject.tensors.items()}
         chosen = {name: mask for name, (mask, _) in self.prepared.masks.items()}
         rates = {name: Rates.of(fault) for name, fault in self.faults.items()}
-        return Restoring(self.prepared.encodings, shapes, chosen, rates, said.get(ROW_SUMS, ()), said.get(OUTLIERS, ()))
+        return Restoring(self.prepared.encodings, shapes, chosen, rates, summed)
 
     @cached_property
     def conditions(self) -> dict[str, Any]:
         """What decides the draws of these masks, but for the model."""
         record = self.stored.variant(self.masks).to_json()
         provenance = record["masks"].pop("provenance", None) or {} if record["masks"] else {}
-        carried = {key: provenance.get(key) for key in (ROW_SUMS, OUTLIERS)}
-        return record | {"restoring": self.stored.guard == POSTERIOR} | carried
+        return record | {"restoring": self.stored.guard == POSTERIOR, ROW_SUMS: provenance.get(ROW_SUMS)}
 
 
 class Trials:
