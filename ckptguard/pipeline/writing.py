@@ -44,8 +44,8 @@ class Job:
     Attributes:
         files: where the bytes of its sources come from.
         rates: of the parts that get posterior restorers, by index; `summed` of them carry row sums.
-        measured: these restorers, and the row sums and outliers that end the payload; until they are measured the plan holds
-            as much room as these can take.
+        measured: these restorers, and what is extra, at the end of the payload; until they are measured the plan has as much
+            room for that as it can take.
     """
 
     plan: ShardPlan
@@ -80,7 +80,7 @@ def with_restorers(job: Job, jobs: int | None) -> Job:
     size = measured.extra.size
     if size and shard.extra is None:
         raise UsageError(
-            f"{shard.name}: restorers need {size // ENTRY_BYTES} outliers of tensors, which a sidecar has no place for; write a "
+            f"{shard.name}: restorers need {size // ENTRY_BYTES} outliers, which a sidecar has no place for; write a "
             "container (-o), or leave restorers out (--restorer none)"
         )
     if shard.extra is not None:
