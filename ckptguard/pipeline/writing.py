@@ -44,8 +44,8 @@ class Job:
     Attributes:
         files: where the bytes of its sources come from.
         rates: of the parts that get posterior restorers, by index; `summed` of them carry row sums.
-        measured: these restorers, and what is extra, at the end of the payload; until they are measured the plan has as much
-            room for that as it can take.
+        measured: these restorers, and what is extra, at the end of the payload; before, the plan has as much room
+            as that can take.
     """
 
     plan: ShardPlan
@@ -80,8 +80,8 @@ def with_restorers(job: Job, jobs: int | None) -> Job:
     size = measured.extra.size
     if size and shard.extra is None:
         raise UsageError(
-            f"{shard.name}: restorers need {size // ENTRY_BYTES} outliers, which a sidecar has no place for; write a "
-            "container (-o), or leave restorers out (--restorer none)"
+            f"{shard.sources[0].name}: restorers need {size // ENTRY_BYTES} outliers, for which a sidecar has no place; "
+            "write a container (-o), or leave restorers out (--restorer none)"
         )
     if shard.extra is not None:
         parts = parts[:-1] + ((replace(parts[-1], bytes=size, stored_bytes=size),) if size else ())

@@ -103,8 +103,8 @@ def perform(request: Request, material: Material, clock: Clock, progress: Progre
     if request.claim is not None:
         certified = certify(chosen, request.claim, not request.limited, material, progress)
         clock.phase("certificate")
-    evaluations = sum(one.evaluations for one in (tune, *tunes.values(), certified))
-    return _result(request, replace(way, chosen=chosen), evaluations, certified, clock)
+    tuning = tune.evaluations + sum(one.evaluations for one in tunes.values())
+    return _result(request, replace(way, chosen=chosen), tuning + certified.evaluations, certified, clock)
 
 
 def _best(
