@@ -77,11 +77,11 @@ def with_restorers(job: Job, jobs: int | None) -> Job:
             return _read(sources[part.source], part, (begin, end))
 
         measured = measure(shard, job.rates, job.summed, read, jobs)
-    size = measured.extra.size
+    size, name = measured.extra.size, shard.sources[0].name
     if size and shard.extra is None:
         raise UsageError(
-            f"{shard.sources[0].name}: restorers need {size // ENTRY_BYTES} outliers, for which a sidecar has no place; "
-            "write a container (-o), or leave restorers out (--restorer none)"
+            f"{name}: restorers need {size // ENTRY_BYTES} outliers, for which a sidecar has no place; write a "
+            "container (-o), or leave restorers out (--restorer none)"
         )
     if shard.extra is not None:
         parts = parts[:-1] + ((replace(parts[-1], bytes=size, stored_bytes=size),) if size else ())
