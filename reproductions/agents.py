@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ckptguard.search.journal import Journal
 from ckptguard.search.run import search
 from reproductions.mask_search import masks_of_agent, network
 
@@ -40,12 +41,13 @@ def main() -> None:
         if done % 50 == 0:
             print(f"{given.method} {step} {done}/{total}, {time.perf_counter() - started:.0f} s", flush=True)
 
-    found = search(
-        net.path, evaluator=net.evaluator(), calibrate=net.training(1, parts), selection=net.training(2, parts),
-        ber=1e-2, method=given.method, protected_share=given.share, episodes=given.episodes, guard="none",
-        representation=given.representation, seed=given.seed, progress=progress,
-    )  # fmt: skip
     target = masks_of_agent(given.out, given.method, given.network, given.representation)
+    with Journal(target.with_suffix(".journal"), resume=True) as journal:
+        found = search(
+            net.path, evaluator=net.evaluator(), calibrate=net.training(1, parts), selection=net.training(2, parts),
+            ber=1e-2, method=given.method, protected_share=given.share, episodes=given.episodes, guard="none",
+            representation=given.representation, seed=given.seed, journal=journal, progress=progress,
+        )  # fmt: skip
     target.write_text(found.masks.to_json(), encoding="utf-8")
     print(json.dumps(dict(found.masks.provenance), indent=1))
     print(f"{time.process_time() - processor:.0f} s of processor time; written: {target}")

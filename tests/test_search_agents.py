@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ckptguard.errors import UsageError
-from ckptguard.search.agents import AgentSettings, Layer, learn
+from ckptguard.search.agents import AgentSettings, Episode, Layer, learn
+from ckptguard.search.learning import candidates_of
 
 pytest.importorskip("stable_baselines3")
 
@@ -142,3 +143,12 @@ def test_bitmask_refuses_words_of_several_lengths():
         learn(layers, worth, 0.9, AgentSettings("bitmask-ddpg"))
     with pytest.raises(UsageError, match="no layers"):
         learn((), worth, 0.9, AgentSettings("topbits-ddpg"))
+
+
+def test_a_mask_set_that_was_played_often_counts_once_and_by_its_mean(monkeypatch):
+    """Lucky draws of one set do not crowd out sets that are better in the mean."""
+    monkeypatch.setattr("ckptguard.search.learning.CANDIDATES", 2)
+    often, good, fair = ({"a": mask} for mask in ("10", "11", "01"))
+    rewards = [(often, 0.9), (good, 0.5), (often, 0.0), (often, 0.0), (fair, 0.4)]
+    played = [Episode(index, masks, 0.5, 0.0, reward) for index, (masks, reward) in enumerate(rewards)]
+    assert [one.index for one in candidates_of(played)] == [1, 4]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ckptguard.guards import Counts, TensorGuard
 from ckptguard.outliers import Outliers
 from ckptguard.pipeline import guarding
-from ckptguard.pipeline.posteriors import outlier_places, piece_segments, sum_places
+from ckptguard.pipeline.posteriors import Posterior, outlier_places, piece_segments, sum_places
 from ckptguard.pipeline.shard import Shard
 from ckptguard.pipeline.units import Examined, PieceOutcome, State, examine, piece_slices, touched_elements
 from ckptguard.plan import Part, Piece
@@ -27,20 +27,23 @@ Look = Callable[[int, int, Examined], object]
 
 
 class Estimator:
-    """Reads the damaged pieces of one shard as what they most likely were; every piece by itself, on any thread.
-
-    Attributes:
-        guards: range guards in use, by part index.
-    """
+    """Reads the damaged pieces of one shard as what they most likely were; every piece by itself, on any thread."""
 
     def __init__(self, shard: Shard, *, guard: bool, estimate: bool) -> None:
-        self.guards: dict[int, TensorGuard] = shard.guards if guard else {}
-        self._shard, self._guard = shard, guard
-        self._posteriors = shard.posteriors if estimate else {}
+        self._shard, self._guard, self._wanted = shard, guard, estimate
         self._restorers: dict[tuple[int, str], Restorer] = {}
         self._extra: tuple[Bytes, npt.NDArray[np.bool_]] | None = None
         self._outliers: dict[int, Outliers | None] = {}
         self._lock = threading.Lock()
+
+    @property
+    def guards(self) -> dict[int, TensorGuard]:
+        """Range guards in use, by part index."""
+        return self._shard.guards if self._guard else {}
+
+    @property
+    def _posteriors(self) -> dict[int, Posterior]:
+        return self._shard.posteriors if self._wanted else {}
 
     def concerns(self, examined: Examined) -> bool:
         """Whether `apply` may change the unit's bytes."""

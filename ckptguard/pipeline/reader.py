@@ -93,7 +93,6 @@ class Reader:
         self._on_error = on_error
         self._guard = guard
         self._estimators = [Estimator(shard, guard=guard, estimate=estimate) for shard in shards]
-        self._guards: list[dict[int, TensorGuard]] = [one.guards for one in self._estimators]
         self._restricted: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
         self._jobs = jobs
         self._tally = Tally(shards)
@@ -126,7 +125,7 @@ class Reader:
 
     def guards(self, shard: int) -> Mapping[int, TensorGuard]:
         """The range guards in use, by part index."""
-        return self._guards[shard]
+        return self._estimators[shard].guards
 
     def place(self, name: str) -> tuple[int, int]:
         """(shard, part) of a tensor."""
@@ -167,7 +166,7 @@ class Reader:
         lost = self._stored_into(shard, index, begin, out, jobs)[0]
         if self._on_error == "null" and lost is not None:
             native = representations.make("native")
-            touched, guard = native.touched(part.dtype, lost, out.size), self._guards[shard].get(index)
+            touched, guard = native.touched(part.dtype, lost, out.size), self.guards(shard).get(index)
             if guard is not None:
                 guarding.null(begin, guard, out, touched)
             else:
@@ -187,7 +186,7 @@ class Reader:
         def convert(span: tuple[int, int]) -> None:
             stored = np.empty(span[1] - span[0], np.uint8)
             lost, damaged = self._stored_into(shard, index, span[0], stored, 1 if len(spans) > 1 else jobs)
-            lost, guard = lost if self._on_error == "null" else None, self._guards[shard].get(index)
+            lost, guard = lost if self._on_error == "null" else None, self.guards(shard).get(index)
             if damaged and guard is not None:
                 self._restrict_stored(shard, index, span[0], stored, damaged)
             data = from_stored(part, stored, span[0], magnitude, lost, guard)
@@ -199,7 +198,7 @@ class Reader:
 
     def _restrict_stored(self, shard: int, index: int, begin: int, stored: Bytes, damaged: Sequence[Damage]) -> None:
         """Replace what is impossible in stored bytes in another representation, in place, and count it once."""
-        part, guard = self._shards[shard].plan.parts[index], self._guards[shard][index]
+        part, guard = self._shards[shard].plan.parts[index], self.guards(shard)[index]
         for first, applied in restrict_stored(part, stored, begin, guard, damaged):
             with self._lock:
                 seen = self._restricted.setdefault((shard, index), np.zeros(part.elements, np.bool_))
@@ -341,7 +340,7 @@ class Reader:
                 if examined.lost_bits is not None:
                     lost = np.zeros(end - begin, np.uint8) if lost is None else lost
                     lost[target] = examined.lost_bits[source]
-        if worse and part.representation != "native" and index in self._guards[shard]:
+        if worse and part.representation != "native" and index in self.guards(shard):
             self._restrict_stored(shard, index, begin, decoded, worse)
         return Stored(read, decoded, lost)
 
@@ -465,7 +464,7 @@ class Reader:
                 if self._on_error == "null" and examined.lost_bits is not None:
                     place = examined.unit.pieces[number]
                     lost = examined.lost_bits[slices[number]]
-                    guard = self._guards[key[0]].get(place.part)
+                    guard = self.guards(key[0]).get(place.part)
                     data = null_elements(self._part((key[0], place.part)), place, data, lost, guard)
                 write(key[0], piece, data)
 

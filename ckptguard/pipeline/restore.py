@@ -148,7 +148,7 @@ class _Sink:
         self._shard = shard
         self._targets = targets
         self._policy = policy
-        self._estimator, self._guards = estimator, estimator.guards
+        self._estimator = estimator
         self._damaged: dict[int, list[Damage]] = {}
         self._stored: int | None = None
         self._lost: int | None = None
@@ -170,14 +170,14 @@ class _Sink:
                 self._write_native(part, piece, examined.bytes[where], lost)
                 continue
             self._write_stored(piece, examined.bytes[where], lost)
-            if piece.part in self._guards and outcome.state != State.EXACT:
+            if outcome.state != State.EXACT and piece.part in self._estimator.guards:
                 begin = piece.offset - part.stored_offset
                 self._damaged.setdefault(piece.part, []).append((begin, begin + piece.bytes, outcome.state))
         return changed
 
     def _write_native(self, part: Part, piece: Piece, data: Bytes, lost: Bytes | None) -> None:
         if self._policy == "null" and lost is not None and lost.any():
-            data = null_elements(part, piece, data, lost, self._guards.get(piece.part))
+            data = null_elements(part, piece, data, lost, self._estimator.guards.get(piece.part))
         position = part.offset + piece.offset - part.stored_offset
         write_at(self._target(part), position, data, early=True)
 
@@ -209,9 +209,10 @@ class _Sink:
         lost = None
         if self._policy == "null" and self._any_lost:
             lost = np.frombuffer(os.pread(self._lost, end - begin, part.stored_offset + begin), np.uint8)
-        guard, counts = self._guards.get(index), Counts()
+        counts = Counts()
         damaged = [one for one in self._damaged.get(index, ()) if one[0] < end and begin < one[1]]
-        if guard is not None and damaged:
+        guard = self._estimator.guards.get(index) if damaged else None
+        if guard is not None:
             for _, applied in restrict_stored(part, stored, begin, guard, damaged):
                 counts += applied.counts
         data = from_stored(part, stored, begin, float(self._shard.magnitudes[index]), lost, guard)

@@ -7,6 +7,7 @@ import reprlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,7 @@ class Shard:
         digests: of what was written.
         magnitudes: (parts,) scale of each part, for representations that need one.
         losses: of each part stored in a coarser representation, by part index.
-        guards: range guards, by part index.
-        posteriors: what restorers are made of, by part index.
+        sections: those that only damage needs; they are read then.
     """
 
     file: ShardFile
@@ -93,22 +93,31 @@ class Shard:
     digests: Digests
     magnitudes: npt.NDArray[np.float64]
     losses: dict[int, Losses]
-    guards: dict[int, TensorGuard]
-    posteriors: dict[int, Posterior]
+    sections: dict[str, Section]
+
+    @cached_property
+    def guards(self) -> dict[int, TensorGuard]:
+        """Range guards, by part index. Raises ContainerError where they do not fit the plan."""
+        with _told_of(self.file.path):
+            return guarding.read(self.sections.get(guarding.TAG), self.plan)
+
+    @cached_property
+    def posteriors(self) -> dict[int, Posterior]:
+        """What restorers are made of, by part index. Raises ContainerError where it does not fit the plan."""
+        with _told_of(self.file.path):
+            return posteriors.read(self.sections.get(posteriors.TAG), self.plan)
+
+    def read_whole(self) -> None:
+        """Read what else only damage needs. Raises ContainerError as that would."""
+        _ = self.guards, self.posteriors
 
     @classmethod
     def open(cls, path: Path) -> Shard:
         """Open a shard file and read its metadata; see `ShardFile.open` for what it raises."""
         file = ShardFile.open(path)
         try:
-            return cls._interpret(file)
-        except CkptGuardError as error:
-            file.close()
-            advice = (
-                "" if ";" in str(error) else "; flipped bits do not do this, get the container from where it was made"
-            )
-            where = "" if str(path) in str(error) else f"{path}: "
-            raise type(error)(f"{where}{error}{advice}") from error
+            with _told_of(path):
+                return cls._interpret(file)
         except BaseException:
             file.close()
             raise
@@ -132,13 +141,23 @@ class Shard:
             )
         digests = Digests.from_bytes(found["DGST"].data, shard)
         scales, losses = _read_scales(found.get("SCAL"), shard), _read_losses(found.get("LOSS"))
-        guards = guarding.read(found.get(guarding.TAG), shard)
-        restorers = posteriors.read(found.get(posteriors.TAG), shard)
-        return cls(file, shard, info, digests, scales, losses, guards, restorers)
+        later = {tag: found[tag] for tag in (guarding.TAG, posteriors.TAG) if tag in found}
+        return cls(file, shard, info, digests, scales, losses, later)
 
     def close(self) -> None:
         """Close the files."""
         self.file.close()
+
+
+@contextlib.contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Errors of the metadata's content say which file it is of, and what to do."""
+    try:
+        yield
+    except CkptGuardError as error:
+        advice = "" if ";" in str(error) else "; flipped bits do not do this, get the container from where it was made"
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise type(error)(f"{where}{error}{advice}") from error
 
 
 def pack_metadata(
@@ -232,8 +251,11 @@ def make_info(shards: Sequence[str], folder: bool, settings: dict[str, Any]) -> 
 
 
 @contextlib.contextmanager
-def open_set(path: Path | str) -> Iterator[list[Shard]]:
+def open_set(path: Path | str, *, whole: bool = True) -> Iterator[list[Shard]]:
     """Open all shards of a container: a file, a folder of shard files, or any one file of a set.
+
+    Args:
+        whole: read all of the metadata now; otherwise what only damage needs is read, and refused, when it is needed.
 
     Raises:
         MismatchError: shards are missing or belong to another set.
@@ -263,6 +285,9 @@ def open_set(path: Path | str) -> Iterator[list[Shard]]:
                 )
             shards.append(shard)
         _check_set(shards)
+        if whole:
+            for shard in shards:
+                shard.read_whole()
         yield shards
 
 

@@ -14,14 +14,14 @@ from ckptguard.dtypes import DType
 from ckptguard.errors import UsageError
 from ckptguard.masks import MaskSet, Rule
 from ckptguard.pipeline.work import Progress, silent
-from ckptguard.search.agents import AgentSettings, Layer, Learned, learn
+from ckptguard.search.agents import AgentSettings, Episode, Layer, Learned, learn
 from ckptguard.search.frontier import exactly
 from ckptguard.search.paths import Listed
 from ckptguard.search.problem import Problem
 from ckptguard.search.trials import Ask, Trials
 
 CANDIDATES = 20
-"""Mask sets that are tried again: those of the largest rewards, and that of the trained agent."""
+"""Mask sets that are tried again: the different ones of the largest mean reward, and that of the trained agent."""
 
 DRAWS = 10
 """Common draws that candidates are compared on."""
@@ -108,8 +108,8 @@ def learned_path(
         return accuracy(trials, trials.drops(mask_set(masks, members), draw, 1)[0])
 
     learned = learn(layers, reward, accuracy(trials, 0.0), settings)
-    ranked = sorted(learned.episodes, key=lambda episode: (-episode.reward, episode.index))[:CANDIDATES]
-    candidates = {f"episode {episode.index}": episode.masks for episode in ranked} | {"agent": learned.policy}
+    candidates = {f"episode {one.index}": one.masks for one in candidates_of(learned.episodes)}
+    candidates["agent"] = learned.policy
     drops = selection.measure(
         [Ask(mask_set(masks, members), 0, DRAWS) for masks in candidates.values()],
         lambda done, total: progress("select", done, total),
@@ -123,6 +123,20 @@ def learned_path(
     masks = masks_by_tensor(candidates[chosen], members)
     vertex = tuple(masks.get(tensor.name, "1" * tensor.bits) for tensor in problem.tensors)
     return Outcome(Listed(problem.tensors, [vertex], problem.metadata_bits), chosen, means, learned)
+
+
+def candidates_of(episodes: Sequence[Episode]) -> list[Episode]:
+    """The first episode of each mask set worth trying again: the sets of the largest reward in the mean.
+
+    An agent that has converged plays one set again and again; by the largest reward its luckiest draws alone would be
+    left.
+    """
+    played: dict[tuple[tuple[str, str], ...], list[Episode]] = {}
+    for episode in episodes:
+        played.setdefault(tuple(sorted(episode.masks.items())), []).append(episode)
+    mean = {same[0].index: math.fsum(one.reward for one in same) / len(same) for same in played.values()}
+    firsts = sorted((same[0] for same in played.values()), key=lambda one: (-mean[one.index], one.index))
+    return firsts[:CANDIDATES]
 
 
 def layers_of(

@@ -104,7 +104,7 @@ def _open(path: Path, stack: contextlib.ExitStack) -> Sequence[Shard]:
                 f"{path}: is not protected: there is no {beside.name} beside it; make one with "
                 f"`ckptguard protect {path.name} --sidecar`, or load the file with safetensors itself"
             )
-    return stack.enter_context(open_set(path))
+    return stack.enter_context(open_set(path, whole=False))
 
 
 class TensorSlice:
