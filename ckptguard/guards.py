@@ -134,20 +134,20 @@ class Counts:
         forced: bits that never vary, set back in words that were kept.
         replaced: words outside of their interval.
         estimated: words that a posterior restorer changed.
-        without_sums: pieces whose row sums were lost, so that restorers did without.
+        without_extra: pieces whose row sums or outliers were lost, so that restorers did without.
     """
 
     forced: int = 0
     replaced: int = 0
     estimated: int = 0
-    without_sums: int = 0
+    without_extra: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
             self.forced + other.forced,
             self.replaced + other.replaced,
             self.estimated + other.estimated,
-            self.without_sums + other.without_sums,
+            self.without_extra + other.without_extra,
         )
 
 

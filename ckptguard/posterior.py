@@ -156,7 +156,7 @@ class Restorer:
         used = np.flatnonzero(spread.weights)
         chances, weights = transitions(spread.dtype, mask, of_0, of_1, used), spread.weights[used]
         sign_flips = 0.0 if mask[0] == "1" or spread.sign != MIXED else min((of_0 + of_1) / 2, 0.5)
-        magnitudes = _magnitudes(spread.dtype)[used]
+        magnitudes = magnitudes_of(spread.dtype)[used]
         joint = weights[:, None] * chances  # (was, read)
         total = joint.sum(0)
         mean = (magnitudes[:, None] * joint).sum(0) * (1 - 2 * sign_flips)
@@ -212,7 +212,16 @@ def transitions(dtype: DType, mask: str, of_0: float, of_1: float, fields: Indic
     return result
 
 
-def _magnitudes(dtype: DType) -> Floats:
+def means(spread: Spread, mask: str, of_0: float, of_1: float) -> Floats:
+    """(exponents,) the magnitude of words read with a field as it was in the mean, signs left out; as `Restorer.of`."""
+    used = np.flatnonzero(spread.weights)
+    joint = spread.weights[used, None] * transitions(spread.dtype, mask, of_0, of_1, used)
+    total = joint.sum(0)
+    found: Floats = np.divide(magnitudes_of(spread.dtype)[used] @ joint, total, out=total.copy(), where=total > 0)
+    return found
+
+
+def magnitudes_of(dtype: DType) -> Floats:
     """(exponents,) of words with fraction zero; subnormal ones count as zero, infinity as nothing."""
     exponent_bits = FIELDS[dtype.name][0]
     bias = (1 << (exponent_bits - 1)) - 1

@@ -45,6 +45,7 @@ def container(masks: Path, model: Path, target: Path) -> dict[str, Any]:
         "container bytes": summary.stored_bytes,
         "parity bytes": shard.parity_bytes,
         "row sum bytes": shard.sum_bytes,
+        "outlier bytes": shard.outlier_bytes,
         "row sums of tensors": sum(tensor.row_sums for tensor in summary.tensors),
         "metadata bytes, stored": ARMOUR_GROWTH * shard.metadata_bytes,
         "of these restorers": ARMOUR_GROWTH * shard.restorer_bytes,

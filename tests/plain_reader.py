@@ -305,7 +305,7 @@ FIELDS = {"F32": (8, 23), "BF16": (8, 7), "F16": (5, 10)}
 
 
 def restorers(plan, data):
-    """Section `POST`: {part: (pair of rates, sign, weights by field, (low, step) or None)}."""
+    """Section `POST`: {part: (pair of rates, sign, weights by field, (low, step) or None, entries of outliers)}."""
     (count,) = struct.unpack_from("<I", data)
     pairs = [struct.unpack_from("<2f", data, 4 + 8 * i) for i in range(count)]
     offset = 4 + 8 * count
@@ -319,12 +319,16 @@ def restorers(plan, data):
             weights = np.zeros(1 << FIELDS[plan["parts"][index]["dtype"]][0])
             for field, level in [(0, last & 15), *enumerate(nibbles, first)]:
                 weights[field] = 2.0**-level if level < 15 else 0
-            found[index] = [pairs[code % 2**15 - 1], last >> 4, weights, None]
+            found[index] = [pairs[code % 2**14 - 1], last >> 4, weights, None, 0]
             offset += 3 + -(-listed // 2)
     for index in found:
         if codes[index] >> 15:
             found[index][3] = struct.unpack_from("<2f", data, offset)
             offset += 8
+    for index in found:
+        if codes[index] >> 14 & 1:
+            (found[index][4],) = struct.unpack_from("<I", data, offset)
+            offset += 4
     assert offset == len(data)
     return found
 
@@ -356,6 +360,13 @@ def estimate_pieces(plan, payload, found):
     known, pieces = restorers(plan, found["POST"]), list(pieces_of(plan))
     starts = np.cumsum([0] + [part["stored"] for part in plan["parts"]])
     sums, places = payload[starts[-2] :].copy(), {}
+    outliers, end = {}, len(sums) - 6 * sum(one[4] for one in known.values())
+    for number in sorted(known):
+        outliers[number], element = [], 0
+        for gap, upper in struct.iter_unpack("<IH", sums[end : end + 6 * known[number][4]].tobytes()):
+            element += gap
+            outliers[number] += [(element, upper)] if gap < 2**32 - 1 else []
+        end += 6 * known[number][4]
     for piece in sorted(piece for piece in pieces if piece[0] in known and known[piece[0]][3]):
         taken = sum(len(segments(plan["parts"][other[0]], *other[1:])) for other in places)
         places[piece] = sums[taken:][: len(segments(plan["parts"][piece[0]], *piece[1:]))]
@@ -365,6 +376,12 @@ def estimate_pieces(plan, payload, found):
         if number in known and xxhash.xxh3_64_intdigest(data.tobytes()) != digest:
             part = plan["parts"][number]
             values = estimated(part, data, *known[number][:3])
+            size = len(part["mask"]) // 8
+            for element, upper in outliers[number]:
+                if begin <= element * size < end:
+                    word = data[element * size - begin :][:size].copy()
+                    word[size - 2 :] = [upper & 255, upper >> 8]
+                    values[element - begin // size] = number_of(part["dtype"], word)
             if known[number][3]:
                 low, step = known[number][3]
                 for (a, b), level in zip(segments(part, begin, end), places[piece].tolist(), strict=True):
@@ -400,6 +417,12 @@ def estimated(part, data, pair, sign, w):
     return numbers.view("<f4" if part["dtype"] == "F32" else "<f2").astype(float)
 
 
+def number_of(dtype, word):
+    if dtype == "BF16":
+        word = np.concatenate([np.zeros(2, np.uint8), word])
+    return float(word.view("<f2" if dtype == "F16" else "<f4")[0])
+
+
 def rounded(dtype, values):
     """Bytes of numbers, rounded half to even; BF16 by way of float32."""
     if dtype != "BF16":
@@ -419,7 +442,7 @@ def assemble(plan, payload, found):
     for index, part in enumerate(plan["parts"]):
         data = payload[begin : begin + part["stored"]]
         begin += part["stored"]
-        if part["kind"] in ("header", "sums"):
+        if part["kind"] in ("header", "extra"):
             continue
         if part["representation"] != "native":
             data = from_fixed(part, data, float(scales[index]))

@@ -294,7 +294,7 @@ def read_shard(data: bytes, beside: bytes | None) -> tuple[dict[str, Any], list[
     if "POST" in sections:
         check_restorers(record, payload, sections["POST"])
     else:
-        assert all(part["kind"] != "sums" for part in record["parts"])
+        assert all(part["kind"] != "extra" for part in record["parts"])
     if "GRDS" in sections:
         check_guards(record, payload, sections["GRDS"])
     scales = struct.unpack(f"<{len(record['parts'])}d", sections["SCAL"]) if "SCAL" in sections else None
@@ -302,7 +302,7 @@ def read_shard(data: bytes, beside: bytes | None) -> tuple[dict[str, Any], list[
     for place, part in enumerate(record["parts"]):
         stored = payload[start : start + part["stored"]]
         start += part["stored"]
-        if part["kind"] == "sums":
+        if part["kind"] == "extra":
             continue
         source = record["sources"][part["source"]]
         original = to_original(part, stored, scales[place] if scales else 0.0)
@@ -319,7 +319,7 @@ def read_shard(data: bytes, beside: bytes | None) -> tuple[dict[str, Any], list[
 
 
 def check_restorers(record: dict[str, Any], payload: bytes, section: bytes) -> None:
-    """Hold spreads and row sums against the words of the parts (section 5.2)."""
+    """Hold spreads, row sums and outliers against the words of the parts (section 5.2)."""
     formats = {"F32": (8, 23), "BF16": (8, 7), "F16": (5, 10)}
     (count,) = struct.unpack_from("<I", section)
     rates = struct.unpack_from(f"<{2 * count}f", section, 4)
@@ -327,21 +327,31 @@ def check_restorers(record: dict[str, Any], payload: bytes, section: bytes) -> N
     offset = 4 + 8 * count
     codes = struct.unpack_from(f"<{len(record['parts'])}H", section, offset)
     offset += 2 * len(codes)
-    levels = len(section) - 8 * sum(code >> 15 for code in codes)
+    numbers = len(section) - 4 * sum(code >> 14 & 1 for code in codes)
+    levels = end = numbers - 8 * sum(code >> 15 for code in codes)
+    entries = struct.unpack_from(f"<{(len(section) - numbers) // 4}I", section, numbers)
+    outlying = dict(zip((place for place, code in enumerate(codes) if code >> 14 & 1), entries, strict=True))
+    assert all(entries)
+    behind = len(payload) - 6 * sum(entries)
     start, sums = 0, b""
     for place, (part, code) in enumerate(zip(record["parts"], codes, strict=True)):
         stored = payload[start : start + part["stored"]]
         start += part["stored"]
-        if part["kind"] == "sums":
-            assert (place, stored) == (len(codes) - 1, sums)
+        if part["kind"] == "extra":
+            assert (place, stored) == (len(codes) - 1, sums + payload[len(payload) - 6 * sum(entries) :])
         if not code:
             continue
         assert part["kind"] == "tensor"
         assert part["representation"] == "native"
-        assert 1 <= code % 2**15 <= count
+        assert 1 <= code % 2**14 <= count
         e, f = formats[part["dtype"]]
         _, size, words = guarded_words(part, stored)
+        behind, outliers = read_outliers(payload, behind, outlying.get(place, 0))
+        assert all(words[element] >> (e + f - 15) == upper for element, upper in outliers.items())
+        assert list(outliers) == sorted(outliers)
         fields = [word >> f & ((1 << e) - 1) for word in words]
+        assert not {fields[at] for at in outliers} & {one for at, one in enumerate(fields) if at not in outliers}
+        fields = [field for at, field in enumerate(fields) if at not in outliers]
         assert max(fields) < (1 << e) - 1
         first, listed, last = section[offset : offset + 3]
         nibbles = [byte >> shift & 15 for byte in section[offset + 3 :][: -(-listed // 2)] for shift in (0, 4)]
@@ -354,14 +364,24 @@ def check_restorers(record: dict[str, Any], payload: bytes, section: bytes) -> N
                 assert Fraction(1, 2) <= (share * 2 ** said[field]) ** 2 <= 2
             else:
                 assert share**2 * 2**29 <= 1
-        signs = {word >> (e + f) for word in words}
+        signs = {word >> (e + f) for at, word in enumerate(words) if at not in outliers}
         assert last >> 4 == (2 if len(signs) == 2 else signs.pop())
         if code >> 15:
             low, step = struct.unpack_from("<2f", section, levels)
             levels += 8
             sums += row_sums(part, stored, size, low, step)
-    assert offset == len(section) - 8 * sum(code >> 15 for code in codes)
-    assert (record["parts"][-1]["kind"] == "sums") == bool(sums)
+    assert (offset, behind) == (end, len(payload))
+    assert (record["parts"][-1]["kind"] == "extra") == bool(sums or entries)
+
+
+def read_outliers(payload: bytes, start: int, entries: int) -> tuple[int, dict[int, int]]:
+    """(where they end, upper 16 bits by element)."""
+    end, element, found = start + 6 * entries, 0, {}
+    for gap, upper in struct.iter_unpack("<IH", payload[start:end]):
+        element += gap
+        if gap < 2**32 - 1:
+            found[element] = upper
+    return end, found
 
 
 def row_sums(part: dict[str, Any], stored: bytes, size: int, low: float, step: float) -> bytes:

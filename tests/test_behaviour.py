@@ -110,7 +110,7 @@ DAMAGE: dict[str, Callable[[Bytes], Bytes]] = {
     "empty, too short, or another kind of file": lambda data: data[:100],
 }
 IMPOSSIBLE = "unprotected bits, so that an element is impossible"
-SUMS = "row sums of posterior restorers, beyond what their code corrects"
+EXTRA = "row sums and outliers of posterior restorers, beyond what their code corrects"
 COMMANDS = ("inspect", "check", "restore", "repair")
 
 
@@ -128,7 +128,7 @@ def documented() -> dict[str, dict[str, int]]:
 
 def test_the_table_is_covered() -> None:
     elsewhere = {"a version that is not known", "a shard of a set is missing or of another set"}
-    assert set(documented()) - elsewhere == {*DAMAGE, IMPOSSIBLE, SUMS}
+    assert set(documented()) - elsewhere == {*DAMAGE, IMPOSSIBLE, EXTRA}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -177,7 +177,7 @@ def test_elements_are_estimated_without_row_sums_that_are_lost(model: Path, tmp_
     words = ("--masks", tmp_path / "sp.json", "--restorer", "posterior", "--ber", "1e-2", "--code", "bch:1023,923")
     path = tmp_path / "damaged.ckg"
     assert run("protect", model, "-o", path, *words)[0] == 0
-    row = next(row for row in json.loads(run("inspect", path, "--json")[1])["tensors"] if row["kind"] == "sums")
+    row = next(row for row in json.loads(run("inspect", path, "--json")[1])["tensors"] if row["kind"] == "extra")
     data = np.frombuffer(path.read_bytes(), np.uint8)
     (size,) = struct.unpack_from("<Q", data.tobytes(), 24)
     data = flipped(data, PAYLOAD + size - row["elements"], PAYLOAD + size)
@@ -187,11 +187,11 @@ def test_elements_are_estimated_without_row_sums_that_are_lost(model: Path, tmp_
         "repair": ("-o", tmp_path / "healed.ckg", "--json"),
     }
     found = {command: run(command, path, *extra.get(command, ())) for command in COMMANDS}
-    assert {command: status for command, (status, _) in found.items()} == documented()[SUMS]
+    assert {command: status for command, (status, _) in found.items()} == documented()[EXTRA]
     for command in extra:
         rows = {(row["kind"], row["name"]): row for row in json.loads(found[command][1])["tensors"]}
         first = rows["tensor", "first"]
-        assert (first["estimated_elements"] > 0, first["pieces_without_sums"] > 0) == (command == "restore",) * 2
+        assert (first["estimated_elements"] > 0, first["pieces_without_extra"] > 0) == (command == "restore",) * 2
         assert rows["tensor", "second"]["estimated_elements"] == 0
 
 

@@ -45,6 +45,10 @@ def words_of(values: npt.NDArray[np.float64], dtype: str) -> bytes:
     return values.astype("<f4" if dtype == "F32" else "<f2").tobytes()
 
 
+OUTLIERS = [7, 333 * 250 + 5, 166_000, 166_499]
+"""Elements of `large` far above the others, in its first, second and last piece."""
+
+
 def model(seed: int = 0) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Weights of three dtypes, one tensor of several pieces, and what can have no restorer or no sums."""
     generator = np.random.default_rng(seed)
@@ -54,9 +58,11 @@ def model(seed: int = 0) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
     endless = generator.normal(0, 1, (8, 40))
     endless[3, 7] = np.inf
+    large = generator.normal(0.01, 0.05, 500 * 333)
+    large[OUTLIERS] = 1.2, -1.0, 1.9, 1.0
     odd = np.full(600, 0x7C01, "<u2")  # a signalling NaN
     return {
-        "large": normal("F32", 500, 333),
+        "large": ("F32", (500, 333), words_of(large, "F32")),
         "brain": normal("BF16", 40, 100),
         "half": normal("F16", 21, 3, 17),
         "bias": normal("F32", 31),
@@ -128,10 +134,10 @@ def by_hand(container: Path, guard: bool) -> tuple[dict[str, bytes], dict[str, s
         for piece, outcome in zip(unit.unit.pieces, unit.pieces, strict=True):
             part, data = plan.parts[piece.part], unit.bytes[at : at + piece.bytes]
             at += piece.bytes
-            if part.kind == "sums":
+            if part.kind == "extra":
                 begin = piece.offset - part.stored_offset
                 sums[begin : begin + piece.bytes] = data.tobytes()
-                states["sums"] = {outcome.state}
+                states["extra"] = {outcome.state}
     levels = np.frombuffer(bytes(sums), np.uint8)
     for unit in units:
         at = 0
@@ -152,7 +158,13 @@ def by_hand(container: Path, guard: bool) -> tuple[dict[str, bytes], dict[str, s
                     assert lost is not None
                     touched = lost.view(words.dtype) != 0
                 words = np.where(touched, bare, trusting)
-                if known.levels is not None and states["sums"] == {State.EXACT}:
+                if known.outliers and states["extra"] == {State.EXACT}:
+                    assert part.name == "large"
+                    begin = (piece.offset - part.stored_offset) // 4
+                    original, read = np.frombuffer(model()["large"][2], "<u4"), data.view("<u4")
+                    for place in (one - begin for one in OUTLIERS if begin <= one < begin + words.size):
+                        words[place] = original[begin + place] >> 16 << 16 | read[place] & 0xFFFF
+                if known.levels is not None and states["extra"] == {State.EXACT}:
                     begin = (piece.offset - part.stored_offset) // words.dtype.itemsize
                     starts, stops = segments(begin, words.size, part.elements // part.shape[0])
                     wanted_sums = known.levels.low + known.levels.step * levels[level_places[piece.index]].astype(float)
@@ -181,10 +193,12 @@ def test_an_undamaged_container_gives_the_original_and_is_larger_by_what_inspect
     assert {name for name, row in rows.items() if row.row_sums} == set(SUMMED)
     pieces = 1 + 500 * 333 * 4 // (64 * 4096)
     assert 500 + 40 + 21 <= summary.shards[0].sum_bytes <= 500 + 40 + 21 + pieces
-    assert summary.shards[0].payload_bytes == summary.original_bytes + summary.shards[0].sum_bytes
+    assert {name: row.outliers for name, row in rows.items() if row.outliers} == {"large": 4}
+    assert summary.shards[0].outlier_bytes == 6 * 4
+    assert summary.shards[0].payload_bytes == summary.original_bytes + summary.shards[0].sum_bytes + 24
     assert summary.shards[0].restorer_bytes < 24 + 40 + 20 * len(rows)
     bare = inspect(made(restorer="none"))
-    assert (bare.shards[0].restorer_bytes, bare.shards[0].sum_bytes) == (0, 0)
+    assert (bare.shards[0].restorer_bytes, bare.shards[0].sum_bytes, bare.shards[0].outlier_bytes) == (0, 0, 0)
     assert summary.redundancy > bare.redundancy
 
 
@@ -192,7 +206,7 @@ def test_the_payload_begins_with_the_image_of_the_original_file(made: Make, tmp_
     anatomy = Anatomy.of(made().read_bytes())
     original = (tmp_path / "m.safetensors").read_bytes()
     assert anatomy.payload[: len(original)] == original
-    assert anatomy.record("PLAN")["parts"][-1]["kind"] == "sums"
+    assert anatomy.record("PLAN")["parts"][-1]["kind"] == "extra"
 
 
 def test_containers_without_restorers_are_as_before(made: Make) -> None:
@@ -207,7 +221,7 @@ def test_row_sums_are_those_of_the_tensor_to_half_a_level(made: Make) -> None:
     container = made()
     shard = Shard.open(container)
     index = next(i for i, part in enumerate(shard.plan.parts) if part.name == "brain")
-    sums = Anatomy.of(container.read_bytes()).payload[-shard.plan.sum_bytes :]
+    sums = Anatomy.of(container.read_bytes()).payload[-shard.plan.extra_bytes : -24]
     levels = shard.posteriors[index].levels
     shard.close()
     assert levels is not None
@@ -229,8 +243,8 @@ def test_damaged_pieces_are_read_as_worked_out_by_hand_and_exact_ones_stay(
     found = read_safetensors((tmp_path / "out").read_bytes())
     for name in ("large", "brain", "half", "bias", "thin"):
         assert found[name] == expected[name], name
-    lost = {name for name in ("large", "sums") if State.LOST in states[name]}
-    assert lost >= {"bch:1023,513": set(), "secded:72,64": {"large"}, "bch:1023,848": {"sums"}}[code]
+    lost = {name for name in ("large", "extra") if State.LOST in states[name]}
+    assert lost >= {"bch:1023,513": set(), "secded:72,64": {"large"}, "bch:1023,848": {"extra"}}[code]
     assert code != "bch:1023,513" or not lost
     assert found["large"] != model()["large"][2]
 
@@ -301,7 +315,7 @@ def test_estimates_have_a_smaller_error_than_guards_and_row_sums_that_are_right(
 
 def test_lost_row_sums_are_not_used_and_that_is_told(made: Make, tmp_path: Path) -> None:
     container = made(names=["large", "bias"], code="secded:72,64")
-    damaged = worn(container, 0.2, part="sums")
+    damaged = worn(container, 0.2, part="extra")
     assert check(damaged).verdict == "uncorrectable"
     data = damaged.read_bytes()
     block = Anatomy.of(container.read_bytes()).superblock
@@ -312,8 +326,8 @@ def test_lost_row_sums_are_not_used_and_that_is_told(made: Make, tmp_path: Path)
     )
     report = restore(damaged, tmp_path / "out")
     rows = {tensor.name: tensor for tensor in report.tensors}
-    assert rows["large"].pieces_without_sums == rows["large"].damaged_pieces > 0
-    assert [tensor.kind for tensor in report.lost if tensor.kind != "tensor"] == ["sums"]
+    assert rows["large"].pieces_without_extra == rows["large"].damaged_pieces > 0
+    assert [tensor.kind for tensor in report.lost if tensor.kind != "tensor"] == ["extra"]
     shard = Shard.open(damaged)
     (known,) = [one for i, one in shard.posteriors.items() if shard.plan.parts[i].name == "large"]
     mask = next(part.mask for part in shard.plan.parts if part.name == "large")
@@ -329,8 +343,8 @@ def test_lost_row_sums_are_not_used_and_that_is_told(made: Make, tmp_path: Path)
         assert (found[: sure.size][sure] == expected[sure]).all()
     loaded: list[dict[str, Any]] = []
     ckptguard.load_file(damaged, framework="np", on_error="raw", report=loaded.append)
-    counted = {row["name"]: row["pieces_without_sums"] for row in loaded[0]["tensors"]}
-    assert counted["large"] == rows["large"].pieces_without_sums
+    counted = {row["name"]: row["pieces_without_extra"] for row in loaded[0]["tensors"]}
+    assert counted["large"] == rows["large"].pieces_without_extra
 
 
 def test_repair_writes_no_estimates(made: Make, tmp_path: Path) -> None:
@@ -349,15 +363,15 @@ def test_repair_writes_no_estimates(made: Make, tmp_path: Path) -> None:
 
 def test_row_sums_are_checked_and_repaired_as_any_stored_bytes(made: Make, tmp_path: Path) -> None:
     container = made()
-    damaged = worn(container, 1e-2, part="sums")
+    damaged = worn(container, 1e-2, part="extra")
     report = check(damaged)
-    (row,) = (tensor for tensor in report.tensors if tensor.kind == "sums")
+    (row,) = (tensor for tensor in report.tensors if tensor.kind == "extra")
     assert (report.verdict, row.found, row.state) == ("correctable", "lost", "exact")
     repair(damaged, tmp_path / "healed.ckg")
     assert (tmp_path / "healed.ckg").read_bytes() == container.read_bytes()
     flips = ckptguard.corrupt(container, tmp_path / "corrupted.ckg", seed=1, channel="bsc:1e-2")
     regions = [region.bits for region in flips[0].regions]
-    assert 8 * inspect(container).shards[0].sum_bytes in regions
+    assert 8 * (inspect(container).shards[0].sum_bytes + 24) in regions
 
 
 def test_verify_compares_estimates_and_does_not_take_them_for_another_model(made: Make, tmp_path: Path) -> None:
@@ -388,7 +402,7 @@ def test_every_code_may_hold_row_sums(code: str, made: Make, tmp_path: Path) -> 
     devices = tmp_path / "devices.toml"
     devices.write_text('[[device]]\nname = "worn"\ntensors = ["*"]\nchannel = "asymmetric:1e-3,4e-3"\n')
     container = made(code=code, devices=devices)
-    (sums,) = (part for part in Anatomy.of(container.read_bytes()).record("PLAN")["parts"] if part["kind"] == "sums")
+    (sums,) = (part for part in Anatomy.of(container.read_bytes()).record("PLAN")["parts"] if part["kind"] == "extra")
     assert sums["code"].partition(":")[0] == {"auto": "bch"}.get(code, code)
     for row in inspect(container).tensors:
         assert row.restorer_rates in (None, (pytest.approx(1e-3), pytest.approx(4e-3)))
@@ -483,10 +497,14 @@ def test_requests_that_make_no_sense_are_refused(
     assert not (tmp_path / "m.ckg").exists()
 
 
-def test_a_sidecar_has_no_place_for_row_sums(made: Make, tmp_path: Path) -> None:
+def test_a_sidecar_has_no_place_for_row_sums_and_outliers(made: Make, tmp_path: Path) -> None:
     made(restorer="none")
     with pytest.raises(UsageError, match="no place for"):
         protect(tmp_path / "m.safetensors", sidecar=True, masks=masks_for(3))
+    with pytest.raises(UsageError, match=r"m\.safetensors: restorers need 4 outliers, .* no place"):
+        protect(tmp_path / "m.safetensors", sidecar=True, masks=masks_for(3, ()))
+    assert not (tmp_path / "m.safetensors.ckg").exists()
+    made(restorer="none", names=["half", "bias"])
     protect(tmp_path / "m.safetensors", sidecar=True, masks=masks_for(3, ()))
     assert any(row.restorer_rates for row in inspect(tmp_path / "m.safetensors.ckg").tensors)
 
@@ -536,9 +554,9 @@ def test_packed_restorers_are_read_back(made: Make) -> None:
     assert brain.spread == spread
     assert struct.unpack_from("<Iff", content) == (1, np.float32(0.01), np.float32(0.01))
     codes = struct.unpack_from("<11H", content, 12)
-    assert [code for code in codes if code] == [0x8001, 0x8001, 0x8001, 1, 1]
+    assert [code for code in codes if code] == [0xC001, 0x8001, 0x8001, 1, 1]
     spreads = sum(len(one.spread.pack()) for one in shard.posteriors.values())
-    assert len(content) == 12 + 2 * 11 + spreads + 3 * 8
+    assert len(content) == 12 + 2 * 11 + spreads + 3 * 8 + 4
 
 
 def lie(begin: int, new: bytes) -> Callable[[bytes], bytes]:
@@ -559,8 +577,12 @@ LIES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "sums of no part": (lie(14, struct.pack("<H", 1)), "need another size"),
     "a field beyond the last": (lie(34, b"\xff\xff"), "does not fit"),
     "a sign of a fourth kind": (lie(36, b"\x30"), "does not fit"),
-    "levels that are no numbers": (lambda data: data[:-4] + struct.pack("<f", np.inf), "no numbers"),
-    "a step below zero": (lambda data: data[:-4] + struct.pack("<f", -1.0), "no numbers"),
+    "outliers of no part": (lie(14, struct.pack("<H", 0x8001)), "need another size"),
+    "outliers that are none": (lambda data: data[:-4] + bytes(4), "these are none"),
+    "more outliers": (lambda data: data[:-4] + struct.pack("<I", 5), "row sums and outliers, the payload has"),
+    "outliers without end": (lambda data: data[:-4] + b"\xff" * 4, "row sums and outliers, the payload has"),
+    "levels that are no numbers": (lambda data: data[:-8] + struct.pack("<f", np.inf) + data[-4:], "no numbers"),
+    "a step below zero": (lambda data: data[:-8] + struct.pack("<f", -1.0) + data[-4:], "no numbers"),
 }
 
 
@@ -578,9 +600,9 @@ def test_row_sums_that_restorers_do_not_need_are_refused(made: Make) -> None:
     container = made(names=["large", "bias"])
     anatomy = Anatomy.of(container.read_bytes())
     data = anatomy.sections["POST"].data
-    fewer = data[:14] + struct.pack("<H", 1) + data[16:-8]
+    fewer = data[:14] + struct.pack("<H", 0x4001) + data[16:-12] + data[-4:]
     container.write_bytes(anatomy.changed("POST", fewer).build())
-    with pytest.raises(ContainerError, match=r"need 0 bytes of row sums, the payload has 50\d"):
+    with pytest.raises(ContainerError, match=r"need 24 bytes of row sums and outliers, the payload has 52\d"):
         check(container)
 
 

@@ -308,19 +308,19 @@ def test_a_walk_whose_first_test_fails_certifies_nothing():
 
 
 def test_joint_damage_is_that_of_restored_words_in_the_mean():
-    from ckptguard.posterior import Restorer, Spread
-    from ckptguard.search.restoring import joint_damage
+    from ckptguard.posterior import Restorer
+    from ckptguard.search.restoring import Known, joint_damage
 
     generator = np.random.default_rng(8)
     encoding = encoded(generator.normal(0, 0.1, 300), "F16")
     weights, rates = generator.random(300), Rates(0.02, 0.05)
-    spread = Spread.of(encoding.dtype, encoding.words)
+    known = Known.of(encoding, rates)
     alone = tensor_damage(encoding, rates, weights)
-    found = joint_damage(encoding, spread, rates, weights, alone)
+    found = joint_damage(encoding, known, rates, weights, alone)
     assert [mask.count("1") for mask, _ in found] == sorted(mask.count("1") for mask, _ in found)
     clean = encoding.values(encoding.words)
     for mask, damage in (found[0], found[4], found[-1]):
-        restorer = Restorer.of(spread, mask, rates.of_0, rates.of_1)
+        restorer = Restorer.of(known.spread, mask, rates.of_0, rates.of_1)
         losses = []
         for _ in range(3000):
             flips = np.zeros(300, np.uint16)
@@ -331,6 +331,35 @@ def test_joint_damage_is_that_of_restored_words_in_the_mean():
             after = restorer.apply(encoding.words ^ flips).view("<f2").astype(float)
             losses.append(0.5 * float(weights @ (after - clean) ** 2))
         assert damage == pytest.approx(np.mean(losses), rel=0.06, abs=1e-6)
+
+
+def test_words_that_are_misread_but_too_many_to_be_outliers_count_as_errors_that_add_up():
+    from ckptguard.outliers import Outliers
+    from ckptguard.posterior import Restorer
+    from ckptguard.search.restoring import Known, joint_damage
+
+    generator = np.random.default_rng(9)
+    values = generator.normal(0, 0.05, 20_000)
+    values[:: 20_000 // 3] = 1.0
+    rates = Rates(1e-2, 1e-2)
+    joint = {}
+    for count, far in ((4, True), (40, False)):
+        values[:count] = 1.0
+        encoding = encoded(values, "F32")
+        known = Known.of(encoding, rates)
+        assert known.fields.any() == far
+        joint[count] = joint_damage(encoding, known, rates, 1.0, tensor_damage(encoding, rates, 1.0))
+        if far:
+            outliers = known.outliers(encoding)
+            assert outliers.positions.tolist() == np.flatnonzero(encoding.words == 0x3F800000).tolist()
+            continue
+        mask, damage = joint[count][0]
+        assert "1" not in mask[:9]
+        read = Restorer.of(known.spread, mask, 1e-2, 1e-2, gain=False).apply(np.array([0x3F800000], "<u4"))
+        error = (1 - float(read.view("<f4")[0]) / (1 - 2 * 1e-2)) ** 2
+        misread = int((encoding.words >> 23 & 255 == 127).sum())
+        assert damage > 0.5 * misread**2 * error > joint[4][0][1]
+    assert isinstance(outliers, Outliers)
 
 
 class Additive:

@@ -583,3 +583,80 @@ def test_polishing_stays_within_parity_and_evaluations_and_keeps_only_what_measu
         search(model, polish=15, **asked)
     with pytest.raises(UsageError, match="frontier"):
         search(model, polish=16, **(asked | {"method": "uniform", "budget": 0.2}))
+
+
+def drops_of(found, model, data, guard, first, count):
+    subject = Subject.open(model)
+    faults, _ = faults_of(subject, ber=1e-2)
+    return Trials(subject, data, faults, Stored(guard=guard), seed=2).drops(found.masks, first, count)
+
+
+def test_auto_keeps_the_guard_that_loses_less_on_common_draws_of_the_data_that_choose(digits, spec):
+    model = digits / "model.safetensors"
+    asked = {"evaluator": spec, "ber": 1e-2, "budget": 0.08, "samples": 16, "seed": 2}
+    found = search(model, guard="auto", **asked)
+    assert [one.guard for one in found.compared] == ["tensor", "posterior"]
+    best = min(found.compared, key=lambda one: (one.loss, one.cost))
+    assert found.guard == found.masks.provenance["guard"] == best.guard
+    for one in found.compared:
+        alone = search(model, guard=one.guard, **asked)
+        assert (one.cost, one.draws) == (alone.chosen.charged, 8)
+        assert one.loss == pytest.approx(np.mean(drops_of(alone, model, f"{spec},part=1/2", one.guard, 200_000, 8)))
+        if one.guard == found.guard:
+            assert alone.masks.rules == found.masks.rules
+            same = {key: found.masks.provenance[key] for key in alone.masks.provenance}
+            assert same == alone.masks.provenance
+    assert found.masks.provenance["compared_guards"] == [one.to_json() for one in found.compared]
+    assert f"{found.guard}; tensor: " in report.text(found)
+    assert report.record(found)["compared_guards"][1]["guard"] == "posterior"
+
+
+def test_auto_keeps_the_guard_that_costs_less_for_a_loss(digits, spec):
+    model = digits / "model.safetensors"
+    asked = {"evaluator": spec, "ber": 1e-2, "max_drop": 1.0, "samples": 48, "trials": 6, "seed": 2}
+    found = search(model, guard="auto", **asked)
+    alone = {guard: search(model, guard=guard, **asked) for guard in ("tensor", "posterior")}
+    assert {one.guard: one.cost for one in found.compared} == {
+        guard: one.chosen.charged for guard, one in alone.items()
+    }
+    assert found.guard == min(alone, key=lambda guard: alone[guard].chosen.charged)
+    assert found.chosen == alone[found.guard].chosen
+    assert found.evaluations == sum(one.evaluations for one in alone.values()) - 1  # of the undamaged model
+    assert all(one.loss <= 1.0 and one.draws == 0 for one in found.compared)
+
+
+def test_auto_takes_the_guard_whose_metadata_a_budget_pays_for(digits, spec):
+    asked = {"evaluator": spec, "ber": 1e-2, "samples": 4, "guard": "auto"}
+    model = digits / "model.safetensors"
+    with pytest.raises(UsageError, match="does not pay for") as failed:
+        search(model, budget=1e-5, **asked)
+    costs = []
+    for guard in ("tensor", "posterior"):
+        with pytest.raises(UsageError) as one:
+            search(model, budget=1e-5, **(asked | {"guard": guard}))
+        costs.append(float(str(one.value).partition("alone (")[2].partition(")")[0]))
+    assert str(failed.value).count(f"{costs[0]:.2g}") == 1
+    assert costs[0] != costs[1]
+    found = search(model, budget=(costs[0] + costs[1]) / 2, **asked)
+    assert found.guard == ("tensor", "posterior")[int(costs[1] < costs[0])]
+    assert [one.guard for one in found.compared] == [found.guard]
+    with pytest.raises(UsageError, match="for one guard"):
+        search(model, protected_share=0.3, method="topbits-ddpg", episodes=36, **asked)
+    with pytest.raises(UsageError, match="unknown guard 'auto'"):
+        sensitivity(model, evaluator=spec, ber=1e-2, guard="auto")
+
+
+def test_auto_finds_the_same_with_workers_and_after_a_stop(digits, tmp_path):
+    pytest.importorskip("joblib")
+    model, net = digits / "model.safetensors", f"{digits}/net.py"
+    asked = {"evaluator": f"{net}:score", "calibrate": f"{net}:even", "gradients": f"{net}:losses"}
+    asked |= {"ber": 1e-2, "budget": 0.08, "framework": "np", "guard": "auto", "certify": "drop=50,trials=5,share=0.5"}
+    with Journal(tmp_path / "one") as journal:
+        one = search(model, journal=journal, **asked)
+    two = search(model, jobs=2, **asked)
+    with Journal(tmp_path / "one", resume=True) as journal:
+        again = search(model, journal=journal, **asked)
+        assert journal.remembered == 2 * 8 + 5
+    assert one.masks == two.masks == again.masks
+    assert one.compared == two.compared == again.compared
+    assert again.evaluations == one.evaluations - 2 * 8 - 5

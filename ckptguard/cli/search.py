@@ -24,6 +24,17 @@ def _method(*methods: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     )
 
 
+def _guard(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    text = "What readers know of damaged words: range guards, or posterior restorers"
+    return click.option(
+        "--guard",
+        type=click.Choice(["tensor", "posterior", *more, "none"]),
+        default="tensor",
+        show_default=True,
+        help=f"{text}; auto: the better of both." if more else f"{text}.",
+    )
+
+
 _storage = options.together(
     options.evaluator,
     options.metric,
@@ -36,13 +47,6 @@ _storage = options.together(
         "--gradients", metavar="FILE.py:NAME", help="A function of the state dict that gives a loss per sample."
     ),
     click.option("--representation", metavar="SPEC", default="native", show_default=True, help="How words are stored."),
-    click.option(
-        "--guard",
-        type=click.Choice(["tensor", "posterior", "none"]),
-        default="tensor",
-        show_default=True,
-        help="What readers know of damaged words: range guards, or posterior restorers.",
-    ),
     click.option(
         "--samples",
         type=click.IntRange(min=1),
@@ -92,6 +96,7 @@ _storage = options.together(
     help="Of an agent: as in the paper, or as in its authors' code.",
 )
 @click.option("--selection", metavar="SPEC", help="An evaluator on third data, which chooses among an agent's masks.")
+@_guard("auto")
 @_storage
 @options.force
 @options.select
@@ -145,6 +150,7 @@ def search(
 @click.argument("model", type=options.FILE)
 @click.option("--report", "report_folder", type=options.FILE, metavar="FOLDER", help="Write a table and a page there.")
 @_method(*_TABLES)
+@_guard()
 @_storage
 @options.select
 @options.prints

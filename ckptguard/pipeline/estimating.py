@@ -1,4 +1,5 @@
-"""What readers make of native pieces that are not exact: bits that never vary, restorers, row sums, or range guards."""
+"""What readers make of native pieces that are not exact: by bits that never vary, restorers and what these carry, or
+range guards."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptguard.guards import Counts, TensorGuard
+from ckptguard.outliers import Outliers
 from ckptguard.pipeline import guarding
-from ckptguard.pipeline.posteriors import Posterior, piece_segments, sum_places
+from ckptguard.pipeline.posteriors import Posterior, outlier_places, piece_segments, sum_places
 from ckptguard.pipeline.shard import Shard
 from ckptguard.pipeline.units import Examined, PieceOutcome, State, examine, piece_slices, touched_elements
 from ckptguard.plan import Part, Piece
@@ -30,7 +32,8 @@ class Estimator:
     def __init__(self, shard: Shard, *, guard: bool, estimate: bool) -> None:
         self._shard, self._guard, self._wanted = shard, guard, estimate
         self._restorers: dict[tuple[int, str], Restorer] = {}
-        self._sums: tuple[Bytes, npt.NDArray[np.bool_]] | None = None
+        self._extra: tuple[Bytes, npt.NDArray[np.bool_]] | None = None
+        self._outliers: dict[int, Outliers | None] = {}
         self._lock = threading.Lock()
 
     @property
@@ -53,7 +56,7 @@ class Estimator:
         """Change native pieces that are not exact, in the unit's bytes; how much that changed, by part.
 
         Args:
-            look: told of units (stream, unit, outcome) that are examined for the row sums in them.
+            look: told of units (stream, unit, outcome) that are examined for the row sums and outliers in them.
         """
         changed = []
         pieces = zip(examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True)
@@ -88,7 +91,8 @@ class Estimator:
             if apart.size < words.size:
                 self._restorer(piece.part, part.mask).apply_in_place(words)
             words[unsure] = apart
-        without = not self._add_sums(part, piece, words, look)
+        without = not self._put_outliers(part, piece, words, before, look)
+        without |= not self._add_sums(part, piece, words, look)
         estimated = int(np.count_nonzero(words != before))
         data[:] = words.view(np.uint8)
         return Counts(forced, 0, estimated, int(without))
@@ -101,12 +105,37 @@ class Estimator:
             found = self._restorers[index, trusted] = Restorer.of(known.spread, trusted, known.of_0, known.of_1)
         return found
 
+    def _put_outliers(self, part: Part, piece: Piece, words: Words, read: Words, look: Look | None) -> bool:
+        """Set the outliers in a piece, in place; False where they are lost."""
+        if not self._posteriors[piece.part].outliers:
+            return True
+        outliers = self._outliers_of(piece.part, look)
+        if outliers is None:
+            return False
+        first = (piece.offset - part.stored_offset) // (part.dtype.word_bits // 8)
+        outliers.put(part.dtype, words, read, first)
+        return True
+
+    def _outliers_of(self, index: int, look: Look | None) -> Outliers | None:
+        """Of a part that has some; None where not all of them are proved by a digest."""
+        stored, known = self._load_extra(look)
+        if index not in self._outliers:
+            part, place = self._shard.plan.parts[index], self._outlier_places[index]
+            proved = bool(known[place].all())
+            self._outliers[index] = Outliers.unpack(part.dtype, stored[place], part.elements) if proved else None
+        return self._outliers[index]
+
+    @cached_property
+    def _outlier_places(self) -> dict[int, slice]:
+        """Part -> where its outliers lie."""
+        return outlier_places(self._shard.plan, self._posteriors)
+
     def _add_sums(self, part: Part, piece: Piece, words: Words, look: Look | None) -> bool:
         """Give the row segments of a piece the sums they had, in place; False where these are lost."""
         levels, place = self._posteriors[piece.part].levels, self._places.get(piece.index)
         if levels is None or not place:
             return True
-        stored, known = self._load_sums(look)
+        stored, known = self._load_extra(look)
         here = slice(place.start, place.stop)
         if not known[here].all():
             return False
@@ -119,17 +148,17 @@ class Estimator:
         """Piece -> where its row sums lie."""
         return sum_places(self._shard.plan, [index for index, one in self._posteriors.items() if one.levels])
 
-    def _load_sums(self, look: Look | None) -> tuple[Bytes, npt.NDArray[np.bool_]]:
-        """All row sums, decoded once, and which of them are proved by a digest."""
+    def _load_extra(self, look: Look | None) -> tuple[Bytes, npt.NDArray[np.bool_]]:
+        """All row sums and outliers, decoded once, and which bytes of them are proved by a digest."""
         with self._lock:
-            if self._sums is None:
-                self._sums = self._read_sums(look)
-            return self._sums
+            if self._extra is None:
+                self._extra = self._read_extra(look)
+            return self._extra
 
-    def _read_sums(self, look: Look | None) -> tuple[Bytes, npt.NDArray[np.bool_]]:
+    def _read_extra(self, look: Look | None) -> tuple[Bytes, npt.NDArray[np.bool_]]:
         shard = self._shard
-        index = shard.plan.sums
-        assert index is not None  # `posteriors.read` has held levels against the plan
+        index = shard.plan.extra
+        assert index is not None  # `posteriors.read` has held it against the plan
         part = shard.plan.parts[index]
         stored, known = np.zeros(part.stored_bytes, np.uint8), np.zeros(part.stored_bytes, np.bool_)
         for stream, unit in shard.plan.units_of_part(index, 0, part.stored_bytes):

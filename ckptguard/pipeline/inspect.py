@@ -9,6 +9,7 @@ from typing import Any
 
 from ckptguard import plan
 from ckptguard.pipeline import guarding, posteriors
+from ckptguard.pipeline.posteriors import outlier_bytes
 from ckptguard.pipeline.shard import Shard, open_set
 from ckptguard.plan import ShardPlan
 
@@ -18,12 +19,13 @@ ARMOUR_GROWTH = 4
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """How one tensor (or auxiliary file, or row sums) is protected.
+    """How one tensor (or auxiliary file, or row sums and outliers) is protected.
 
     Attributes:
         restorer_rates: probabilities that a stored 0, a stored 1 is read wrong, for which its posterior restorer is
             made; None without one.
         row_sums: it carries sums of its rows.
+        outliers: words whose upper 16 bits it carries.
     """
 
     name: str
@@ -43,6 +45,7 @@ class TensorSummary:
     guard_groups: int = 0
     restorer_rates: tuple[float, float] | None = None
     row_sums: bool = False
+    outliers: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ShardSummary:
 
     Attributes:
         guard_bytes, restorer_bytes: those of the metadata (before armour) that are range guards, posterior restorers.
-        sum_bytes: those of the payload that are row sums.
+        sum_bytes, outlier_bytes: those of the payload that are row sums, outliers.
     """
 
     name: str
@@ -77,6 +80,7 @@ class ShardSummary:
     guard_bytes: int = 0
     restorer_bytes: int = 0
     sum_bytes: int = 0
+    outlier_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Summary:
         protected_fraction: protected bits over the bits that represent the weights.
         redundancy: the papers' r, protected bits times (n - k) / k over the bits that represent the weights.
         stored_redundancy: parity bits really stored for tensors, over the same; padding and short codewords counted.
-            Both count row sums as parity.
+            Both count row sums and outliers as parity.
         original_bytes: of all files of the checkpoint.
         stored_bytes: of all files of the container (and the files it stands beside).
         overhead: stored_bytes / original_bytes - 1.
@@ -133,7 +137,8 @@ def inspect(path: Path | str) -> Summary:
                     tuple(stream_summaries(shard.plan)),
                     guarding.stored_bytes(shard.guards, len(shard.plan.parts)),
                     posteriors.stored_bytes(shard.posteriors, len(shard.plan.parts)),
-                    shard.plan.sum_bytes,
+                    shard.plan.extra_bytes - outlier_bytes(shard.posteriors),
+                    outlier_bytes(shard.posteriors),
                 )
             )
             tensors += tensor_summaries(shard)
@@ -175,7 +180,7 @@ def stream_summaries(shard: ShardPlan) -> list[StreamSummary]:
 
 
 def tensor_summaries(shard: Shard) -> Sequence[TensorSummary]:
-    """The tensors, auxiliary files and row sums of a shard."""
+    """The tensors, auxiliary files, row sums and outliers of a shard."""
     losses, guards, known = shard.losses, shard.guards, shard.posteriors
     return [
         TensorSummary(
@@ -196,6 +201,7 @@ def tensor_summaries(shard: Shard) -> Sequence[TensorSummary]:
             guards[index].groups if index in guards else 0,
             (known[index].of_0, known[index].of_1) if index in known else None,
             index in known and known[index].levels is not None,
+            known[index].outliers if index in known else 0,
         )
         for index, part in enumerate(shard.plan.parts)
         if part.kind != plan.HEADER

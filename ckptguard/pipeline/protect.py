@@ -22,7 +22,7 @@ from ckptguard.guards import check_granularity
 from ckptguard.masks import MaskSet, TensorMask
 from ckptguard.pipeline import work
 from ckptguard.pipeline.inputs import is_torch_file, open_checkpoint
-from ckptguard.pipeline.posteriors import can_have, columns_of, most_sums
+from ckptguard.pipeline.posteriors import can_have, columns_of, most_extra
 from ckptguard.pipeline.shard import make_info
 from ckptguard.pipeline.wanted import POSTERIOR, Pair, Wanted, counts_on_restorers, wanted
 from ckptguard.pipeline.writing import Job, with_restorers, write_set
@@ -260,7 +260,10 @@ def _tensor_shards(
         name = _shard_name(file, key if len(by_device) > 1 else None, sidecar)
         rates = _rates(members, restorers, found.channel if found else None)
         summed = tuple(index for index in rates if _is_summed(members[index], restorers))
-        members = [*members, *_sums(file.name, [members[index] for index in summed], code, sidecar)]
+        _refuse_sums_beside(file.name, [members[index] for index in summed], sidecar)
+        if rates and not sidecar:
+            most = sum(most_extra(members[index], index in summed) for index in rates)
+            members = [*members, replace(_whole(0, plan.EXTRA, file.name, most, code), mask="1" * 8)]
         laid = lay_out(name, [source], members, device=record, beside=sidecar, bit_error_rate=rate, target=target)
         jobs.append(Job(laid, (file.path,), rates, summed))
     return jobs
@@ -277,15 +280,12 @@ def _is_summed(part: Part, restorers: Wanted | None) -> bool:
     return restorers is not None and part.name in restorers.summed and columns_of(part) > 0
 
 
-def _sums(name: str, summed: Sequence[Part], code: str, sidecar: bool) -> list[Part]:
-    """The part for the row sums of a shard, as large as it can become; none where no tensor carries any."""
-    most = sum(most_sums(part) for part in summed)
-    if most and sidecar:
+def _refuse_sums_beside(name: str, summed: Sequence[Part], sidecar: bool) -> None:
+    if sidecar and summed:
         raise UsageError(
             f"{name}: the masks count on sums of rows, which a sidecar has no place for; write a container (-o), or "
             "leave restorers out (--restorer none)"
         )
-    return [replace(_whole(0, plan.SUMS, name, most, code), mask="1" * 8)] if most else []
 
 
 def _shard_name(file: SourceFile, device: str | None, sidecar: bool) -> str:

@@ -17,7 +17,7 @@ INTACT, CORRECTABLE, UNCORRECTABLE = 0, 10, 11
 
 @dataclass
 class TensorReport:
-    """What became of one tensor (or safetensors header, auxiliary file, or row sums).
+    """What became of one tensor (or safetensors header, auxiliary file, or row sums and outliers).
 
     Attributes:
         name, kind: see `plan.Part`.
@@ -31,7 +31,7 @@ class TensorReport:
         guarded_elements: elements outside of their recorded interval, replaced by zero or what comes nearest to it.
         estimated_elements: elements that posterior restorers changed, by a factor or by their row's sum; their
             protected bits may be among what changed.
-        pieces_without_sums: damaged pieces that were estimated without their row sums, since these are lost.
+        pieces_without_extra: damaged pieces that were estimated without their row sums or outliers, which are lost.
     """
 
     name: str
@@ -47,7 +47,7 @@ class TensorReport:
     guarded_bits: int = 0
     guarded_elements: int = 0
     estimated_elements: int = 0
-    pieces_without_sums: int = 0
+    pieces_without_extra: int = 0
 
 
 @dataclass
@@ -184,7 +184,7 @@ class Tally:
         tensor.guarded_bits += counts.forced
         tensor.guarded_elements += counts.replaced
         tensor.estimated_elements += counts.estimated
-        tensor.pieces_without_sums += counts.without_sums
+        tensor.pieces_without_extra += counts.without_extra
 
     def add(self, shard: int, examined: Examined, counted: Container[int] = ()) -> None:
         """Count one unit; of its pieces only those whose index is not among the `counted`."""

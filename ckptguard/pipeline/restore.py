@@ -163,7 +163,7 @@ class _Sink:
             examined.unit.pieces, examined.pieces, piece_slices(examined.unit), strict=True
         ):
             part = self._shard.plan.parts[piece.part]
-            if part.kind == plan.SUMS:
+            if part.kind == plan.EXTRA:
                 continue
             lost = examined.lost_bits[where] if examined.lost_bits is not None else None
             if part.representation == "native":

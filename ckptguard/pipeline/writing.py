@@ -18,10 +18,11 @@ from ckptguard import plan, representations
 from ckptguard.codes.base import Words
 from ckptguard.container.shard_file import ShardWriter
 from ckptguard.container.superblock import Superblock
-from ckptguard.errors import CheckpointError
+from ckptguard.errors import CheckpointError, UsageError
 from ckptguard.files import read_exactly_into
 from ckptguard.guards import NONE as NO_GUARD
 from ckptguard.guards import Builder, Measured, TensorGuard, group_words
+from ckptguard.outliers import ENTRY_BYTES
 from ckptguard.pipeline import guarding, work
 from ckptguard.pipeline.posteriors import Restorers, measure
 from ckptguard.pipeline.shard import Digests, pack_metadata
@@ -43,8 +44,8 @@ class Job:
     Attributes:
         files: where the bytes of its sources come from.
         rates: of the parts that get posterior restorers, by index; `summed` of them carry row sums.
-        measured: these restorers, and the row sums that end the payload; until they are measured the plan holds as much
-            room as these can take.
+        measured: these restorers, and what is extra, at the end of the payload; before, the plan has as much room
+            as that can take.
     """
 
     plan: ShardPlan
@@ -55,17 +56,17 @@ class Job:
 
     @property
     def is_image(self) -> bool:
-        """Whether the payload is one whole source file, byte for byte, and row sums behind it."""
+        """Whether the payload is one whole source file, byte for byte, and what is extra behind it."""
         sources, parts = self.plan.sources, self.plan.parts
         return (
             len(sources) == 1
-            and self.plan.payload_bytes - self.plan.sum_bytes == sources[0].bytes
-            and all(p.offset == p.stored_offset and p.representation == "native" for p in parts if p.kind != plan.SUMS)
+            and self.plan.payload_bytes - self.plan.extra_bytes == sources[0].bytes
+            and all(p.offset == p.stored_offset and p.representation == "native" for p in parts if p.kind != plan.EXTRA)
         )
 
 
 def with_restorers(job: Job, jobs: int | None) -> Job:
-    """With its restorers measured, and its plan made for the row sums that there are."""
+    """With its restorers measured, and its plan made for the row sums and outliers that there are."""
     if not job.rates:
         return job
     shard, parts = job.plan, job.plan.parts
@@ -76,8 +77,13 @@ def with_restorers(job: Job, jobs: int | None) -> Job:
             return _read(sources[part.source], part, (begin, end))
 
         measured = measure(shard, job.rates, job.summed, read, jobs)
-    if shard.sums is not None:
-        size = measured.sums.size
+    size, name = measured.extra.size, shard.sources[0].name
+    if size and shard.extra is None:
+        raise UsageError(
+            f"{name}: restorers need {size // ENTRY_BYTES} outliers, for which a sidecar has no place; write a "
+            "container (-o), or leave restorers out (--restorer none)"
+        )
+    if shard.extra is not None:
         parts = parts[:-1] + ((replace(parts[-1], bytes=size, stored_bytes=size),) if size else ())
         shard = lay_out(shard.name, shard.sources, parts, device=shard.device, beside=shard.beside)
     return replace(job, plan=shard, measured=measured)
@@ -132,11 +138,11 @@ def _write_shard(
     losses: dict[int, Losses] = {}
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(path.open("rb")) for path in job.files]
-        sums = job.measured.sums
+        extra = job.measured.extra
         if not (job.is_image or shard.beside):
             for index, part in enumerate(shard.parts):
-                if part.kind == plan.SUMS:
-                    writer.write_payload(part.stored_offset, sums)
+                if part.kind == plan.EXTRA:
+                    writer.write_payload(part.stored_offset, extra)
                     continue
                 loss = _store_part(sources[part.source], part, float(magnitudes[index]), writer, jobs)
                 if part.representation != "native":
@@ -149,10 +155,10 @@ def _write_shard(
             if whole is None:
                 target[:] = writer.read_payload(offset, target.size)
                 return
-            border = shard.payload_bytes - sums.size  # between the source and the sums behind it
+            border = shard.payload_bytes - extra.size  # between the source and what is behind it
             inside = min(max(border - offset, 0), target.size)
             read_exactly_into(whole, offset, target[:inside])
-            target[inside:] = sums[offset + inside - border :][: target.size - inside]
+            target[inside:] = extra[offset + inside - border :][: target.size - inside]
 
         def write(places: Sequence[tuple[int, int]]) -> None:
             units = [shard.unit(*place) for place in places]

@@ -15,7 +15,7 @@ from ckptguard.codes.base import TILE_WORDS, Code, UnitLayout
 from ckptguard.dtypes import DType
 from ckptguard.representations.base import Selection
 
-HEADER, TENSOR, FILE, SUMS = "header", "tensor", "file", "sums"
+HEADER, TENSOR, FILE, EXTRA = "header", "tensor", "file", "extra"
 
 RawHeader = bytes
 
@@ -47,11 +47,11 @@ class Part:
 
     Attributes:
         source: index into the shard's sources.
-        kind: `header`, `tensor`, `file`, or `sums`: row sums of tensors, which are in no source.
+        kind: `header`, `tensor`, `file`, or `extra`: row sums and outliers of tensors, which are in no source.
         name: of the tensor; of the source for the other kinds.
         dtype: of a tensor; U8 for the other kinds.
         shape: of a tensor.
-        offset, bytes: in the source; of sums 0 and what they take.
+        offset, bytes: in the source; of `extra` 0 and what it takes.
         stored_offset, stored_bytes: in the payload.
         representation: spec.
         mask: protected bits of a word, most significant first, as a string of 0 and 1.
@@ -355,25 +355,25 @@ class ShardPlan:
 
     @property
     def nominal_parity(self) -> float:
-        """Parity bits of its tensors as the papers count them, protected bits times (n - k) / k, and row sums."""
+        """Parity bits of its tensors as the papers count them, protected bits times (n - k) / k, and what is extra."""
         parity = sum(part.protected_bits * codes.make(part.code).redundancy for part in self.parts if _counts(part))
-        return parity + 8 * self.sum_bytes
+        return parity + 8 * self.extra_bytes
 
     @cached_property
-    def sums(self) -> int | None:
-        """Index of the part that holds row sums; None where there is none."""
-        return next((index for index, part in enumerate(self.parts) if part.kind == SUMS), None)
+    def extra(self) -> int | None:
+        """Index of the part that holds row sums and outliers; None where there is none."""
+        return next((index for index, part in enumerate(self.parts) if part.kind == EXTRA), None)
 
     @property
-    def sum_bytes(self) -> int:
-        """Bytes of row sums."""
-        return 0 if self.sums is None else self.parts[self.sums].stored_bytes
+    def extra_bytes(self) -> int:
+        """Bytes of row sums and outliers."""
+        return 0 if self.extra is None else self.parts[self.extra].stored_bytes
 
     @property
     def stored_parity(self) -> int:
-        """Bytes stored for the sake of its tensors: the parity of their streams, and row sums with theirs."""
+        """Bytes stored for the sake of its tensors: the parity of their streams, and what is extra with its own."""
         parity = (s.parity_bytes for s in self.streams if any(_counts(self.parts[index]) for index in s.parts))
-        return sum(parity) + self.sum_bytes
+        return sum(parity) + self.extra_bytes
 
     def to_json(self) -> dict[str, Any]:
         """The record that goes into the metadata; headers are kept in a section of their own."""
@@ -413,7 +413,7 @@ class ShardPlan:
 
 def _counts(part: Part) -> bool:
     """Whether the parity of a part is spent for tensors."""
-    return part.kind in (TENSOR, SUMS)
+    return part.kind in (TENSOR, EXTRA)
 
 
 @lru_cache(maxsize=256)

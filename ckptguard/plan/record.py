@@ -15,7 +15,7 @@ from ckptguard.dtypes import DTYPES
 from ckptguard.errors import CkptGuardError, ContainerError
 from ckptguard.plan.columns import PartColumns, check_counts, check_text
 from ckptguard.plan.layout import pool
-from ckptguard.plan.model import FILE, HEADER, SUMS, TENSOR, Part, ShardPlan, Source
+from ckptguard.plan.model import EXTRA, FILE, HEADER, TENSOR, Part, ShardPlan, Source
 from ckptguard.representations.base import Representation
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes of a file's name and of its path, less than systems allow
@@ -42,8 +42,8 @@ def _from_json(name: str, record: Any, headers: Sequence[bytes], payload_bytes: 
     offset = parts[-1].stored_offset + parts[-1].stored_bytes if parts else 0
     if offset != payload_bytes:
         raise ValueError(f"the parts fill {offset} bytes, the payload has {payload_bytes}")
-    if beside and any(part.kind == SUMS for part in parts):
-        raise ValueError("a payload beside has no place for row sums")
+    if beside and any(part.kind == EXTRA for part in parts):
+        raise ValueError("a payload beside has no place for row sums and outliers")
     streams, parity = pool(parts)
     described = [(s.code.spec, f"{s.mask:016x}", s.unit_tiles, s.words, s.parity_bytes) for s in streams]
     stated = [(s["code"], s["mask"], s["unit_tiles"], s["words"], s["parity"]) for s in record["streams"]]
@@ -131,8 +131,8 @@ def _check_places(parts: Sequence[Part], sources: Sequence[Source]) -> None:
             spelled = (part.dtype, part.shape, begin, begin + part.bytes)
             if tensors[part.source].pop(part.name, None) != spelled:
                 raise ValueError(f"{reprlib.repr(part.name)} is not a tensor as the header of its source has it")
-        elif part.kind == SUMS:
-            _check_sums(part, sources[part.source], last=part is parts[-1])
+        elif part.kind == EXTRA:
+            _check_extra(part, sources[part.source], last=part is parts[-1])
         else:
             _check_whole(part, sources[part.source])
 
@@ -169,7 +169,7 @@ def check_whole(shards: Sequence[ShardPlan]) -> None:
             if sources.setdefault(source.name, source) != source:
                 raise ValueError(f"the shards disagree about {reprlib.repr(source.name)}")
         for part in shard.parts:
-            if part.kind not in (HEADER, SUMS):
+            if part.kind not in (HEADER, EXTRA):
                 name = shard.sources[part.source].name
                 if (name, part.name) in seen:
                     raise ValueError(f"the shards hold {reprlib.repr(part.name)} of {reprlib.repr(name)} twice")
@@ -199,13 +199,13 @@ def _check_whole(part: Part, source: Source) -> None:
         raise ValueError(f"{reprlib.repr(part.name)} is not the whole of what it should be")
 
 
-def _check_sums(part: Part, source: Source, last: bool) -> None:
-    """Row sums are the last part of a shard, belong to no source, and are wholly protected."""
+def _check_extra(part: Part, source: Source, last: bool) -> None:
+    """What is extra is the last part of a shard, belongs to no source, and is wholly protected."""
     form = (part.name, part.dtype.name, part.shape, part.representation, part.offset, part.mask)
     if form != (source.name, "U8", (), "native", 0, "1" * 8) or part.stored_bytes != part.bytes or not last:
-        raise ValueError(f"the part of kind {SUMS!r} is not as row sums are stored")
+        raise ValueError(f"the part of kind {EXTRA!r} is not as row sums and outliers are stored")
     if not source.header or not part.bytes:
-        raise ValueError("there are row sums of no tensor")
+        raise ValueError("there are row sums or outliers of no tensor")
 
 
 def _check_coding(part: Part) -> None:

@@ -52,7 +52,7 @@ def _guards(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _restorers(summary: Summary) -> list[tuple[str, str]]:
-    """For which rates posterior restorers are, and what they and row sums take."""
+    """For which rates posterior restorers are, and what they, row sums and outliers take."""
     rates = {tensor.restorer_rates for tensor in summary.tensors if tensor.restorer_rates}
     if not rates:
         return []
@@ -63,8 +63,12 @@ def _restorers(summary: Summary) -> list[tuple[str, str]]:
     text = f"{count:,} posterior ones for {said}, {numbers.size(taken)} of the metadata"
     summed = sum(tensor.row_sums for tensor in summary.tensors)
     sums = sum(shard.sum_bytes for shard in summary.shards)
-    more = f"row sums of {numbers.count(summed, 'tensor')}: {numbers.size(sums)}"
-    return [("restorers", f"{text}; {more}" if summed else text)]
+    outliers = sum(tensor.outliers for tensor in summary.tensors)
+    behind = sum(shard.outlier_bytes for shard in summary.shards)
+    texts = [text]
+    texts += [f"row sums of {numbers.count(summed, 'tensor')}: {numbers.size(sums)}"] if summed else []
+    texts += [f"{numbers.count(outliers, 'outlier')}: {numbers.size(behind)}"] if outliers else []
+    return [("restorers", "; ".join(texts))]
 
 
 def shards_table(shards: Sequence[ShardSummary]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckptguard.pipeline.corrupt import FileFlips, RegionFlips
 from ckptguard.pipeline.reports import Report, TensorReport
-from ckptguard.plan import FILE, HEADER, SUMS
+from ckptguard.plan import EXTRA, FILE, HEADER
 from ckptguard.report import numbers
 from ckptguard.report.table import MOST_ROWS, pairs, table
 
@@ -47,7 +47,7 @@ def _losses(report: Report) -> str:
 
 def _share(report: Report, state: str) -> str:
     """How many tensors (and files) end in a state; headers come from their replica and do not count."""
-    counted = [tensor for tensor in report.tensors if tensor.kind not in (HEADER, SUMS)]
+    counted = [tensor for tensor in report.tensors if tensor.kind not in (HEADER, EXTRA)]
     files = any(tensor.kind == FILE for tensor in counted)
     some = sum(tensor.state == state for tensor in counted)
     return f"{some} of {numbers.count(len(counted), 'tensor', 'tensors and files' if files else '')}"
@@ -80,9 +80,9 @@ def facts(report: Report) -> list[tuple[str, str]]:
             ("guarded", f"{numbers.count(forced, 'bit')} set back, {numbers.count(replaced, 'element')} replaced")
         )
     estimated = sum(tensor.estimated_elements for tensor in report.tensors)
-    without = sum(tensor.pieces_without_sums for tensor in report.tensors)
+    without = sum(tensor.pieces_without_extra for tensor in report.tensors)
     if estimated:
-        lost = f"; {numbers.count(without, 'piece')} without row sums, which are lost" if without else ""
+        lost = f"; {numbers.count(without, 'piece')} without row sums or outliers, which are lost" if without else ""
         rows.append(("estimated", f"{numbers.count(estimated, 'element')}, protected bits and all{lost}"))
     looked = [shard.metadata for shard in shards if shard.metadata is not None]
     if looked:

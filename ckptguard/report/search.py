@@ -30,6 +30,9 @@ def text(found: SearchResult) -> str:
         ("redundancy", f"{chosen.redundancy:.3g} parity, {chosen.charged:.3g} with the metadata of masks and guards"),
         ("predicted damage", numbers.value(chosen.predicted)),
     ]
+    if found.compared:
+        others = (f"{one.guard}: {numbers.value(one.loss)} lost at {one.cost:.3g}" for one in found.compared)
+        rows.append(("guard", f"{found.guard}; {', '.join(others)}"))
     if chosen.expected is not None:
         rows.append(("expected loss", f"{numbers.value(chosen.expected)} of {found.metric}"))
     polish: Any = found.masks.provenance.get("polish")
@@ -54,6 +57,8 @@ def record(found: SearchResult) -> dict[str, Any]:
         "metric": found.metric,
         "clean": found.clean,
         "faults": found.faults,
+        "guard": found.guard,
+        "compared_guards": [one.to_json() for one in found.compared],
         "redundancy": found.chosen.redundancy,
         "charged_redundancy": found.chosen.charged,
         "predicted_damage": found.chosen.predicted,

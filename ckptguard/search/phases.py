@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ckptguard.errors import UsageError
 from ckptguard.pipeline.work import Progress
@@ -18,9 +18,12 @@ from ckptguard.search.frontier import Frontier
 from ckptguard.search.paths import MaskPath
 from ckptguard.search.problem import Problem
 from ckptguard.search.request import Material, Request
-from ckptguard.search.result import SearchResult, Vertex, thinned
+from ckptguard.search.result import Compared, SearchResult, Vertex, thinned
 from ckptguard.search.sources import find_curvature
-from ckptguard.search.trials import Ask, Trials
+from ckptguard.search.trials import Ask, Trials, mean_drop
+
+COMPARED, FIRST_COMPARED = 8, 200_000
+"""Draws that guards are compared on, and the first of them, which nothing else uses."""
 
 
 @dataclass
@@ -52,6 +55,21 @@ class Chosen:
     learned: Mapping[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A guard, and what was chosen for it.
+
+    Attributes:
+        compared: this guard and the others that were tried; nothing where there were none.
+    """
+
+    material: Material
+    problem: Problem
+    tune: Trials
+    chosen: Chosen
+    compared: tuple[Compared, ...] = ()
+
+
 @dataclass(frozen=True)
 class Certified:
     """What a certificate's walk came to.
@@ -75,20 +93,73 @@ def perform(request: Request, material: Material, clock: Clock, progress: Progre
     clock.phase("loading")
     found = find_curvature(request.how.curvature, tune, request.gradients, request.samples, request.seed, progress)
     clock.phase("curvature")
-    problem = problem_of(material, tune, found, request.codes)
-    if request.how.path is None:
-        chosen = learned(request, material, problem, tune, progress)
-        clock.phase("learning")
-    else:
-        chosen = chosen_on(request.how.path(problem, tune, request.seed), request, tune, clock, progress)
+    tunes = {guard: tune.guarded(guard) for guard in request.guards}
+    way = _best(request, material, tunes, found, clock, progress)
+    material, chosen = way.material, way.chosen
     if request.polish:
-        chosen = polished(chosen, request, tune, progress)
+        chosen = polished(chosen, request, way.tune, progress)
         clock.phase("polish")
     certified = Certified(chosen.vertex, tune.clean[tune.metric.name])
     if request.claim is not None:
         certified = certify(chosen, request.claim, not request.limited, material, progress)
         clock.phase("certificate")
-    return _result(request, material, problem, tune, chosen, certified, clock)
+    tuning = tune.evaluations + sum(one.evaluations for one in tunes.values())
+    return _result(request, replace(way, chosen=chosen), tuning + certified.evaluations, certified, clock)
+
+
+def _best(
+    request: Request,
+    material: Material,
+    tunes: Mapping[str, Trials],
+    curvature: Curvature,
+    clock: Clock,
+    progress: Progress,
+) -> Way:
+    """With the best of the guards. Raises UsageError where a budget or a limit can be met with none."""
+    ways: list[Way] = []
+    errors: list[UsageError] = []
+    for guard, tune in tunes.items():
+        try:
+            ways.append(_way(request, material.guarded(guard), tune, curvature, clock, progress))
+        except UsageError as error:
+            errors.append(error)
+    if not ways:
+        raise errors[0]
+    return better(ways, request, clock, progress) if len(tunes) > 1 else ways[0]
+
+
+def _way(
+    request: Request, material: Material, tune: Trials, curvature: Curvature, clock: Clock, progress: Progress
+) -> Way:
+    """What is chosen with the guard of the material. Raises UsageError where a budget or a limit cannot be met."""
+    problem = problem_of(material, tune, curvature, request.codes)
+    if request.how.path is None:
+        chosen = learned(request, material, problem, tune, progress)
+        clock.phase("learning")
+    else:
+        chosen = chosen_on(request.how.path(problem, tune, request.seed), request, tune, clock, progress)
+    return Way(material, problem, tune, chosen)
+
+
+def better(ways: Sequence[Way], request: Request, clock: Clock, progress: Progress) -> Way:
+    """The way of the least loss for a budget, on common draws of the data that choose; of the least cost for a loss.
+
+    Of equal ones the other decides.
+    """
+    rows = []
+    for way in ways:
+        path, vertex, calibration = way.chosen.path, way.chosen.vertex, way.chosen.calibration
+        if calibration is not None:
+            loss = calibration.loss(path.damage[vertex])
+        else:
+            ask = Ask(path.masks(vertex), FIRST_COMPARED, COMPARED)
+            drops = way.tune.measure([ask], lambda done, total: progress("comparison of guards", done, total))[0]
+            loss = mean_drop(drops, ceiling(way.tune))
+        draws = 0 if calibration is not None else COMPARED
+        rows.append(Compared(way.material.stored.guard, loss, path.charged(vertex), draws))
+    clock.phase("comparison")
+    best = min(range(len(ways)), key=lambda at: (rows[at].cost, rows[at].loss)[:: 1 if request.limited else -1])
+    return replace(ways[best], compared=tuple(rows))
 
 
 def problem_of(material: Material, trials: Trials, curvature: Curvature, codes: tuple[str, ...]) -> Problem:
@@ -162,40 +233,32 @@ def fresh_drops(
     return trials.measure([devices], lambda done, total: progress(f"certificate, test {number + 1}", done, total))[0]
 
 
-def _result(
-    request: Request,
-    material: Material,
-    problem: Problem,
-    tune: Trials,
-    chosen: Chosen,
-    certified: Certified,
-    clock: Clock,
-) -> SearchResult:
-    path, calibration = chosen.path, chosen.calibration
-    provenance = _provenance(request, material, problem, tune.metric.name, chosen, certified)
+def _result(request: Request, way: Way, evaluations: int, certified: Certified, clock: Clock) -> SearchResult:
+    path, calibration, metric = way.chosen.path, way.chosen.calibration, way.tune.metric.name
     return SearchResult(
         method=request.method,
-        masks=path.masks(certified.vertex, provenance),
+        masks=path.masks(certified.vertex, _provenance(request, way, certified)),
         chosen=Vertex.of(path, certified.vertex, calibration),
         path=tuple(Vertex.of(path, v, calibration) for v in thinned(len(path))),
-        table=problem.table,
-        metric=tune.metric.name,
+        table=way.problem.table,
+        metric=metric,
         clean=certified.clean,
-        faults=material.fault_text,
+        faults=way.material.fault_text,
         calibration=calibration,
         certificate=certified.certificate,
         asked_certificate=request.claim is not None,
         walk=certified.tests,
         seconds=clock.seconds,
-        evaluations=tune.evaluations + certified.evaluations,
-        unknown=problem.curvature.unknown,
+        evaluations=evaluations,
+        unknown=way.problem.curvature.unknown,
+        guard=way.material.stored.guard,
+        compared=way.compared,
     )
 
 
-def _provenance(
-    request: Request, material: Material, problem: Problem, metric: str, chosen: Chosen, certified: Certified
-) -> dict[str, object]:
+def _provenance(request: Request, way: Way, certified: Certified) -> dict[str, object]:
     """What the mask file says of how its masks were found."""
+    material, problem, chosen = way.material, way.problem, way.chosen
     path, vertex = chosen.path, certified.vertex
     record: dict[str, object] = {
         "tool": "ckptguard search",
@@ -209,10 +272,12 @@ def _provenance(
         "curvature": problem.curvature.source,
         "redundancy": path.redundancy(vertex),
         "charged_redundancy": path.charged(vertex),
-        "metric": metric,
+        "metric": way.tune.metric.name,
         **problem.restorers,
         **chosen.learned,
     }
+    if way.compared:
+        record["compared_guards"] = [one.to_json() for one in way.compared]
     if math.isfinite(path.damage[vertex]):
         record["predicted_damage"] = path.damage[vertex]
     if chosen.calibration is not None:

@@ -19,20 +19,21 @@ from ckptguard.devices import Device, DeviceMap
 from ckptguard.errors import UsageError
 from ckptguard.guards import NONE as NO_GUARD
 from ckptguard.guards import TENSOR
+from ckptguard.outliers import ENTRY_BYTES, Outliers
 from ckptguard.pipeline import posteriors
 from ckptguard.pipeline.posteriors import Posterior
 from ckptguard.pipeline.wanted import RESTORER, recorded
-from ckptguard.posterior import Spread
 from ckptguard.search.curvature import Curvature
 from ckptguard.search.damage import Rates, damage_table
 from ckptguard.search.frontier import Strength, TensorDamage
-from ckptguard.search.restoring import LEVEL_BYTES, joint_damage, spread_of, sum_bits
+from ckptguard.search.restoring import LEVEL_BYTES, Known, joint_damage, sum_bits
 from ckptguard.search.trials import POSTERIOR, RANGE, Stored
 from ckptguard.spec import Spec
 
 METADATA_COPIES = 2
 _BITS_PER_METADATA_BYTE = 8 * METADATA_COPIES * CODEWORD_BYTES // MESSAGE_BYTES
 """Metadata lies armoured at both ends of a container."""
+_ENTRY_BITS = 8 * ENTRY_BYTES
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ class Problem:
 
     def _tensor(self, name: str, encoding: Encoding) -> TensorDamage:
         bare = TensorDamage(name, encoding.elements, self.table[name], self.strengths(self.rates[name].worst))
-        weights, spread = self.curvature.of(name, encoding.elements), self.spreads.get(name)
-        if weights is None or spread is None:
+        weights, known = self.curvature.of(name, encoding.elements), self.known.get(name)
+        if weights is None or known is None:
             return bare
-        joint = joint_damage(encoding, spread, self.rates[name], weights, self.table[name])
+        joint = joint_damage(encoding, known, self.rates[name], weights, self.table[name])
         common = min(self.curvature.common.get(name, 0.0), 1.0)
         levels = LEVEL_BYTES * _BITS_PER_METADATA_BYTE
         return replace(
@@ -87,34 +88,49 @@ class Problem:
         )
 
     @cached_property
-    def spreads(self) -> dict[str, Spread]:
+    def known(self) -> dict[str, Known]:
         """Of the tensors that have restorers, where the model is stored with them."""
         if self.stored.guard != POSTERIOR:
             return {}
-        found = {name: spread_of(encoding) for name, encoding in self.encodings.items()}
-        return {name: spread for name, spread in found.items() if spread is not None}
+        found = {name: Known.of(encoding, self.rates[name]) for name, encoding in self.encodings.items()}
+        return {name: known for name, known in found.items() if known is not None}
+
+    @cached_property
+    def outliers(self) -> dict[str, Outliers]:
+        """Of the tensors that have some, where the model is stored with restorers."""
+        found = {name: known.outliers(self.encodings[name]) for name, known in self.known.items()}
+        return {name: outliers for name, outliers in found.items() if outliers is not None}
 
     @property
     def restorers(self) -> dict[str, object]:
         """What the provenance of masks says of restorers; empty without them."""
         if self.stored.guard != POSTERIOR:
             return {}
-        return {RESTORER: recorded({name: (self.rates[name].of_0, self.rates[name].of_1) for name in self.spreads})}
+        return {RESTORER: recorded({name: (self.rates[name].of_0, self.rates[name].of_1) for name in self.known})}
 
     @property
     def metadata_bits(self) -> int:
         """Stored bits of a mask per tensor, and of range guards, or of restorers, as a container has them.
 
-        Row sums are no metadata, but coded as the weights are; their levels are paid for with them.
+        Row sums are no metadata, but coded as the weights are; their levels are paid for with them. Nor are outliers,
+        but a restorer is never without, so they count here.
         """
         plain = sum(-(-encoding.bits // 8) for encoding in self.encodings.values())
         for names in self.shards:  # part 0 is the header of the safetensors file
-            found = {index: self._posterior(name) for index, name in enumerate(names, 1) if name in self.spreads}
+            found = {index: self._posterior(name) for index, name in enumerate(names, 1) if name in self.known}
             plain += posteriors.stored_bytes(found, len(names) + 1)
-        return plain * _BITS_PER_METADATA_BYTE + self.guards.bits(self.shards).stored
+        return plain * _BITS_PER_METADATA_BYTE + self.guards.bits(self.shards).stored + self._outlier_bits
+
+    @property
+    def _outlier_bits(self) -> int:
+        """Of all outliers, coded by the default code."""
+        coded = {name: 1 + self.strengths(self.rates[name].worst)[0].parity for name in self.outliers}
+        return math.ceil(math.fsum(_ENTRY_BITS * one.entries * coded[name] for name, one in self.outliers.items()))
 
     def _posterior(self, name: str) -> Posterior:
-        return Posterior(self.rates[name].of_0, self.rates[name].of_1, self.spreads[name])
+        rates, outliers = self.rates[name], self.outliers.get(name)
+        spread = self.known[name].spread
+        return Posterior(rates.of_0, rates.of_1, spread, None, 0 if outliers is None else outliers.entries)
 
     def strengths(self, rate: float) -> tuple[Strength, ...]:
         """What the codes cost, and leave, at a bit error rate."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptguard.campaign.faults import Fault
@@ -13,7 +13,7 @@ from ckptguard.search.certify import Claim
 from ckptguard.search.curvature import Losses
 from ckptguard.search.journal import Journal
 from ckptguard.search.methods import METHODS, Method
-from ckptguard.search.trials import Stored, Trials
+from ckptguard.search.trials import AUTO, Stored, Trials
 from ckptguard.search.workers import Workers
 from ckptguard.spec import look_up
 
@@ -25,6 +25,7 @@ class Request:
     Attributes:
         codes: specs; the first is that of tensors whose rule names none.
         claim: what the certificate is to say; None = no certificate.
+        guards: that are tried, the best of which is kept.
         plan: of agents; its share is the fourth way to say what is wanted.
     """
 
@@ -40,6 +41,7 @@ class Request:
     trials: int
     polish: int
     seed: int
+    guards: tuple[str, ...]
 
     def __post_init__(self) -> None:
         method = self.how
@@ -48,6 +50,8 @@ class Request:
             raise UsageError("a search needs one of a budget, a largest drop and a target, and only one")
         if method.path is None and self.limited:
             raise UsageError(f"{self.method} learns masks for a budget (--budget or --protected-share), not for a loss")
+        if method.path is None and len(self.guards) > 1:
+            raise UsageError(f"{self.method} learns masks for one guard; --guard {AUTO} is for methods with a frontier")
         if method.path is not None and self.plan.share is not None:
             raise UsageError(f"--protected-share is a budget of agents; {self.method} takes --budget, --max-drop, ...")
 
@@ -134,6 +138,10 @@ class Material:
     threads: int
     journal: Journal | None = None
     workers: Workers | None = None
+
+    def guarded(self, guard: str) -> Material:
+        """The same, read with a guard."""
+        return replace(self, stored=replace(self.stored, guard=guard))
 
     def tuning(self) -> Trials:
         """On the data that choose."""

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptguard.campaign.encodings import Encoding, NativeWords, floats_of
+from ckptguard.dtypes import DType
 from ckptguard.evaluate.session import Patch
+from ckptguard.outliers import Outliers, misread, outlier_fields, without
 from ckptguard.posterior import FIELDS, MIXED, Restorer, Spread, all_finite, field_counts
 from ckptguard.row_sums import RowSums, row_columns
 from ckptguard.search.damage import Rates, Weights
@@ -22,12 +24,38 @@ LEVEL_BYTES = 8
 """What the levels of a tensor's row sums take of the metadata."""
 
 
-def spread_of(encoding: Encoding) -> Spread | None:
-    """Of a tensor that can have a restorer: floats as they are, all of them finite; None of others."""
-    if not isinstance(encoding, NativeWords) or encoding.dtype.name not in FIELDS or not encoding.elements:
-        return None
-    fields = field_counts(encoding.dtype, encoding.words)
-    return Spread.of_counts(encoding.dtype, fields) if all_finite(fields) else None
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What readers of a tensor are told beside sums of its rows.
+
+    Attributes:
+        dtype: of its elements.
+        counts: (2, exponents) words by sign and field.
+        fields: (exponents,) those of its outliers.
+    """
+
+    dtype: DType
+    counts: npt.NDArray[np.int64]
+    fields: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, encoding: Encoding, rates: Rates) -> Known | None:
+        """Of a tensor that can have a restorer: floats as they are, all of them finite; None of others."""
+        if not isinstance(encoding, NativeWords) or encoding.dtype.name not in FIELDS or not encoding.elements:
+            return None
+        counts = field_counts(encoding.dtype, encoding.words)
+        if not all_finite(counts):
+            return None
+        return cls(encoding.dtype, counts, outlier_fields(encoding.dtype, counts, rates.of_0, rates.of_1))
+
+    @property
+    def spread(self) -> Spread:
+        """Of the words that are no outliers."""
+        return Spread.of_counts(self.dtype, without(self.counts, self.fields))
+
+    def outliers(self, encoding: Encoding) -> Outliers | None:
+        """None where there are none."""
+        return Outliers.of(self.dtype, encoding.words, self.fields) if self.fields.any() else None
 
 
 def sum_bits(encoding: Encoding, shape: tuple[int, ...]) -> int:
@@ -57,13 +85,16 @@ class Restoring:
         self._encodings = encodings
         self._restorers: dict[str, Restorer] = {}
         self._sums: dict[str, RowSums] = {}
+        self._outliers: dict[str, Outliers] = {}
         for name, encoding in encodings.items():
-            spread = spread_of(encoding)
-            if spread is not None:
-                rate = rates[name]
-                self._restorers[name] = Restorer.of(spread, masks[name], rate.of_0, rate.of_1)
-                if name in summed and sum_bits(encoding, shapes[name]):
-                    self._sums[name] = RowSums.of(_values(encoding, encoding.words), shapes[name][0])
+            rate = rates[name]
+            if (known := Known.of(encoding, rate)) is None:
+                continue
+            self._restorers[name] = Restorer.of(known.spread, masks[name], rate.of_0, rate.of_1)
+            if (outliers := known.outliers(encoding)) is not None:
+                self._outliers[name] = outliers
+            if name in summed and sum_bits(encoding, shapes[name]):
+                self._sums[name] = RowSums.of(_values(encoding, encoding.words), shapes[name][0])
 
     def restore(self, patches: Mapping[str, Patch]) -> dict[str, Patch]:
         """Patches after the restorers: every tensor with damage is read through its own, all of its words."""
@@ -75,7 +106,10 @@ class Restoring:
         encoding = self._encodings[name]
         words = encoding.words.copy()
         words[patch.elements] = patch.words
+        read = words.copy() if name in self._outliers else words
         self._restorers[name].apply_in_place(words)
+        if name in self._outliers:
+            self._outliers[name].put(encoding.dtype, words, read)
         if name in self._sums:
             corrected = self._sums[name].correct(_values(encoding, words))
             words = encoding.encode(corrected.reshape(-1))
@@ -90,7 +124,7 @@ def _values(encoding: Encoding, words: Words) -> Floats:
 
 
 def joint_damage(
-    encoding: Encoding, spread: Spread, rates: Rates, curvature: Weights, alone: Sequence[float]
+    encoding: Encoding, known: Known, rates: Rates, curvature: Weights, alone: Sequence[float]
 ) -> tuple[tuple[str, float], ...]:
     """Masks of a tensor worth a look, each with the damage that is left, several flips in one word and all.
 
@@ -102,7 +136,7 @@ def joint_damage(
     """
     name = encoding.dtype.name
     exponent_bits = FIELDS[name][0]
-    moments = _Moments.of(encoding, curvature)
+    moments, spread = _Moments.of(encoding, known, curvature), known.spread
     points = [
         (sign + mask.count("1"), damage, str(sign) + mask)
         for mask in map("".join, product("01", repeat=exponent_bits))
@@ -117,18 +151,23 @@ def joint_damage(
 class _Moments:
     """Sums over the words of a tensor.
 
+    Outliers are left out: their exponents are right.
+
     Attributes:
+        used: (exponents,) words by exponent field.
         values: (exponents,) sum of F w^2 by exponent field.
         zeros: sum of F of the words with exponent field 0.
         magnitudes: (exponents,) 2^e.
     """
 
+    dtype: DType
+    used: npt.NDArray[np.int64]
     values: Floats
     zeros: float
     magnitudes: Floats
 
     @classmethod
-    def of(cls, encoding: Encoding, curvature: Weights) -> _Moments:
+    def of(cls, encoding: Encoding, known: Known, curvature: Weights) -> _Moments:
         exponent_bits, fraction_bits = FIELDS[encoding.dtype.name]
         count = 1 << exponent_bits
         field = (encoding.words >> fraction_bits & (count - 1)).astype(np.int64)
@@ -140,7 +179,19 @@ class _Moments:
         values = np.bincount(field, weights * finite**2, minlength=count).astype(np.float64)
         plain = np.bincount(field, weights, minlength=count)
         values[0] = 0.0
-        return cls(values, float(plain[0]), magnitudes)
+        used = without(known.counts, known.fields).sum(0)
+        return cls(encoding.dtype, used, np.where(known.fields, 0.0, values), float(plain[0]), magnitudes)
+
+    def together(self, estimates: Floats) -> float:
+        """Damage of words that no damage makes but the restorer does, where outliers are too many to be carried.
+
+        All of them err in the same direction, which no sum over single weights sees, and by much, which no curvature
+        does. So they count as the worst that errors which add up can do: what their squares come to, times how many
+        they are.
+        """
+        fields = misread(self.dtype, self.used, estimates)
+        ratio = estimates[fields] / self.magnitudes[fields]
+        return int(self.used[fields].sum()) * float((self.values[fields] * (1 - ratio) ** 2).sum())
 
 
 def _left(moments: _Moments, spread: Spread, rates: Rates, mask: str, exponent_bits: int) -> tuple[float, float]:
@@ -158,6 +209,7 @@ def _left(moments: _Moments, spread: Spread, rates: Rates, mask: str, exponent_b
     joint = weights[:, None] * chances
     total = joint.sum(0)
     plain = np.divide(magnitudes @ joint, total, out=np.zeros_like(total), where=total > 0)
+    together = moments.together(plain)
     result = []
     for protected in (False, True):
         flips = 0.0 if protected or spread.sign != MIXED else (rates.of_0 + rates.of_1) / 2
@@ -171,7 +223,7 @@ def _left(moments: _Moments, spread: Spread, rates: Rates, mask: str, exponent_b
         zero = np.flatnonzero(used == 0)
         if zero.size:
             damage += moments.zeros * float((chances[zero[0]] * scale**2).sum())
-        result.append(0.5 * damage)
+        result.append(0.5 * (damage + together))
     return result[0], result[1]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ckptguard.masks import MaskSet
 from ckptguard.search.calibrate import Calibration
 from ckptguard.search.certify import Certificate, Tested
 from ckptguard.search.paths import MaskPath
+from ckptguard.search.trials import NONE
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,26 @@ class Vertex:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What a guard came to where several were tried.
+
+    Attributes:
+        loss: mean loss of the metric on the data that choose: measured, or expected by the calibration.
+        cost: charged redundancy.
+        draws: that it was measured on; 0 = by the calibration.
+    """
+
+    guard: str
+    loss: float
+    cost: float
+    draws: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {"guard": self.guard, "loss": self.loss, "charged_redundancy": self.cost, "draws": self.draws}
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """What a search found.
 
@@ -47,6 +69,7 @@ class SearchResult:
         walk: all tests of the certificate's walk.
         seconds: by phase.
         evaluations: of the model.
+        guard: that readers are expected to have; `compared` with others where the search was to choose one.
     """
 
     method: str
@@ -64,6 +87,8 @@ class SearchResult:
     seconds: dict[str, float]
     evaluations: int
     unknown: tuple[str, ...] = ()
+    guard: str = NONE
+    compared: tuple[Compared, ...] = ()
 
 
 @dataclass(frozen=True)

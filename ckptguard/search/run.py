@@ -19,7 +19,7 @@ from ckptguard.search.problem import faults_of
 from ckptguard.search.request import Data, Material, Request
 from ckptguard.search.result import SearchResult, Sensitivity
 from ckptguard.search.sources import find_curvature
-from ckptguard.search.trials import RANGE, Stored
+from ckptguard.search.trials import AUTO, POSTERIOR, RANGE, Stored
 from ckptguard.search.workers import workers
 from ckptguard.spec import look_up
 
@@ -70,6 +70,8 @@ def search(
     Args:
         gradients: `FILE.py:losses` or such a function, where the evaluator has no gradients of its own.
         codes: specs to choose from; the first is that of `protect --code`.
+        guard: `tensor`, `posterior` or `none`; `auto`: the better of the first two, on common draws of the data that
+            choose for a budget, by what it costs for a loss.
         certify: a claim such as `drop=1.0,trials=59`.
         episodes, protected_share, reward: of agents: mask sets they try, the share of bits they may protect (instead
             of `budget`), and `published` or `original`.
@@ -89,13 +91,14 @@ def search(
     claim = Claim.parse(certify) if isinstance(certify, str) else certify
     listed = (codes,) if isinstance(codes, str) else tuple(codes)
     plan = learning.Plan(episodes, protected_share, reward)
+    guards = (RANGE, POSTERIOR) if guard == AUTO else (guard,)
     request = Request(
-        method, listed, budget, max_drop, target, claim, plan, gradients, samples, trials, polish, seed
+        method, listed, budget, max_drop, target, claim, plan, gradients, samples, trials, polish, seed, guards
     )  # fmt: skip
     clock = Clock()
     subject = model if isinstance(model, Subject) else Subject.open(model, select)
     by_tensor, text = faults_of(subject, ber, faults, device, devices)
-    stored = Stored(representation, listed[0], guard=guard)
+    stored = Stored(representation, listed[0], guard=guards[0])
     data = Data.of(evaluator, calibrate, selection, learns=request.how.path is None)
     with workers(jobs, threads, model, select) as made:
         material = Material(subject, by_tensor, text, stored, data, seed, metric, framework, threads, journal, made)

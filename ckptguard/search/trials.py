@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ _EVALUATOR_ERRORS = (ArithmeticError, ValueError, RuntimeError, LookupError, Typ
 
 
 NONE, RANGE, POSTERIOR = "none", "tensor", "posterior"
+AUTO = "auto"
+"""Of a search, no guard but the choice between range guards and restorers."""
 GUARDS = (NONE, RANGE, POSTERIOR)
 
 
@@ -185,6 +188,12 @@ class Trials:
             "seed": self.seed,
             "representation": self.stored.representation,
         }
+
+    def guarded(self, guard: str) -> Trials:
+        """The same model and data, read with a guard; evaluations are counted anew."""
+        found = copy(self)
+        found.stored, found.evaluations = replace(self.stored, guard=guard), 0
+        return found
 
     def _metric(self, name: str | None) -> Metric:
         name = name or next(iter(self.clean))

@@ -12,6 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
@@ -76,7 +78,7 @@ SINGLE = {
     "guard-channel": {"code": "secded:72,64", "bits": 2, "guard": "channel"},
     "guard-group": {"code": "none", "guard": "group:8"},
     "guard-fixed": {"code": "crc", "representation": "fixed:6,sign-magnitude", "guard": "group:16"},
-    "restorer": {"code": "bch:63,45", "masks": RULES, "provenance": RESTORER | {"row_sums": ["weight"]}},
+    "restorer": {"code": "bch:63,45", "masks": RULES, "provenance": RESTORER | {"row_sums": ["weight"]}, "far": True},
     "sidecar": {"code": "secded:72,64", "bits": 8, "sidecar": True},
     "devices": {"code": "secded:72,64", "bits": 8, "devices": True},
     "folder": {"code": "bch:1023,513", "bits": 2, "folder": True},
@@ -84,10 +86,14 @@ SINGLE = {
 }
 
 
-def write_original(place: Path, folder: bool) -> Path:
+def write_original(place: Path, folder: bool, far: bool) -> Path:
     place.mkdir(parents=True)
     if not folder:
-        (place / "m.safetensors").write_bytes(safetensors_bytes(tensors(1, **LAYOUT), format="pt", note="é"))
+        content = tensors(1, **LAYOUT)
+        if far:  # one weight far above the others
+            dtype, shape, data = content["weight"]
+            content["weight"] = dtype, shape, data[:400] + np.float32(-1.9).tobytes() + data[404:]
+        (place / "m.safetensors").write_bytes(safetensors_bytes(content, format="pt", note="é"))
         return place / "m.safetensors"
     weight_map = {}
     for number in (1, 2):
@@ -105,7 +111,7 @@ def write_original(place: Path, folder: bool) -> Path:
 def make(case: Path, settings: dict[str, object]) -> None:
     settings.setdefault("guard", "none")
     folder, sidecar = bool(settings.pop("folder", False)), bool(settings.pop("sidecar", False))
-    source = write_original(case / "original", folder)
+    source = write_original(case / "original", folder, bool(settings.pop("far", False)))
     container = case / "container"
     extra = case / "extra"
     extra.mkdir()
