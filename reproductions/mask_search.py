@@ -132,7 +132,7 @@ class Bench:
             self._paths[method, guard] = make(problem, tune, 0), time.perf_counter() - start
         path, seconds = self._paths[method, guard]
         vertex = path.within(budget)
-        told = {"redundancy": path.redundancy(vertex), "charged_redundancy": path.charged(vertex)}
+        told = {"codes": [self.code], "redundancy": path.redundancy(vertex), "charged_redundancy": path.charged(vertex)}
         return path.masks(vertex, told), seconds
 
     def add(self, name: str, masks: MaskSet, guard: str, seconds: float, draws: int = DRAWS) -> dict[str, Any]:
@@ -143,17 +143,22 @@ class Bench:
         interval = mean_interval(drops)
         row = {
             "method": name, "guard": guard, "redundancy": self.redundancy(masks, guard),
-            "charged": masks.provenance.get("charged_redundancy"), "clean": clean, "drop": float(np.mean(drops)),
+            "charged": self.told(masks, "charged_redundancy"), "clean": clean, "drop": float(np.mean(drops)),
             "low": interval.low, "high": interval.high, "worst": max(drops), "draws": draws, "seconds": seconds,
         }  # fmt: skip
         self.rows.append(row)
         print(line(row), flush=True)
         return row
 
+    def told(self, masks: MaskSet, name: str) -> Any:
+        """What the masks say of themselves, if it is about the code of the bench."""
+        return masks.provenance.get(name) if masks.provenance.get("codes") == [self.code] else None
+
     def redundancy(self, masks: MaskSet, guard: str) -> float:
         """Parity over bits of the weights, for the code of the bench."""
-        if "redundancy" in masks.provenance:
-            return float(masks.provenance["redundancy"])
+        told = self.told(masks, "redundancy")
+        if told is not None:
+            return float(told)
         from ckptguard.campaign.variants import Prepared
 
         return Prepared(
