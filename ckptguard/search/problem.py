@@ -31,6 +31,13 @@ from ckptguard.search.trials import POSTERIOR, RANGE, Stored
 from ckptguard.spec import Spec
 
 METADATA_COPIES = 2
+WORST = 100.0
+"""What one flip can cost at most, in units of the loss; the models of most are at chance with less.
+
+The squared error of a flip in a leading exponent bit is 1e70 and more. Of what a code that can fail leaves of that, no
+other bit would be seen.
+"""
+
 _BITS_PER_METADATA_BYTE = 8 * METADATA_COPIES * CODEWORD_BYTES // MESSAGE_BYTES
 """Metadata lies armoured at both ends of a container."""
 _ENTRY_BITS = 8 * ENTRY_BYTES
@@ -76,7 +83,10 @@ class Problem:
         return tuple(self._tensor(name, encoding) for name, encoding in self.encodings.items() if encoding.elements)
 
     def _tensor(self, name: str, encoding: Encoding) -> TensorDamage:
-        bare = TensorDamage(name, encoding.elements, self.table[name], self.strengths(self.rates[name].worst))
+        rate = self.rates[name].worst
+        worst = WORST * rate * encoding.elements
+        damage = tuple(min(one, worst) if math.isfinite(one) else one for one in self.table[name])
+        bare = TensorDamage(name, encoding.elements, damage, self.strengths(rate))
         weights, known = self.curvature.of(name, encoding.elements), self.known.get(name)
         if weights is None or known is None:
             return bare
