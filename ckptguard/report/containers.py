@@ -60,15 +60,14 @@ def _restorers(summary: Summary) -> list[tuple[str, str]]:
     said = numbers.value(low) if low == high else f"{numbers.value(low)} to {numbers.value(high)}"
     count = sum(tensor.restorer_rates is not None for tensor in summary.tensors)
     taken = ARMOUR_GROWTH * sum(shard.restorer_bytes for shard in summary.shards)
-    text = f"{count:,} posterior ones for {said}, {numbers.size(taken)} of the metadata"
-    summed = sum(tensor.row_sums for tensor in summary.tensors)
-    sums = sum(shard.sum_bytes for shard in summary.shards)
-    outliers = sum(tensor.outliers for tensor in summary.tensors)
-    behind = sum(shard.outlier_bytes for shard in summary.shards)
-    texts = [text]
-    texts += [f"row sums of {numbers.count(summed, 'tensor')}: {numbers.size(sums)}"] if summed else []
-    texts += [f"{numbers.count(outliers, 'outlier')}: {numbers.size(behind)}"] if outliers else []
-    return [("restorers", "; ".join(texts))]
+    rows = [("restorers", f"{count:,} for a bit error rate of {said}, {numbers.size(taken)} of the metadata")]
+    if any(tensor.row_sums for tensor in summary.tensors):
+        summed = sum(tensor.row_sums for tensor in summary.tensors)
+        size = numbers.size(sum(shard.sum_bytes for shard in summary.shards))
+        rows.append(("row sums", f"of {numbers.count(summed, 'tensor')}, {size} of the payload"))
+    if outliers := sum(tensor.outliers for tensor in summary.tensors):
+        rows.append(("outliers", f"{outliers:,}, {numbers.size(sum(shard.outlier_bytes for shard in summary.shards))}"))
+    return rows
 
 
 def shards_table(shards: Sequence[ShardSummary]) -> str:
