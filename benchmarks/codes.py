@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,8 +113,7 @@ def _long(limits: Limits, rounds: int) -> Iterator[Row]:
             _peers(timings, kind, peer, 12.0, galois_goal),
             bound=f"{carryless}: {limit}",
         )
-    builds = tempfile.TemporaryDirectory(prefix="ckptguard-benchmark-")
-    mceliece = peers.mceliece(Path(builds.name))
+    mceliece = peers.mceliece()
     for p, (goal, ratio) in DECODE_GOALS.items():
         one = [Contender("decode", words.decode, words.information, words.damaged(p))]
         if theirs:

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,18 +62,21 @@ def bchlib(m: int, t: int) -> tuple[str, Any] | None:
     return ("bchlib", stock.BCH(t, m=m)) if stock else None
 
 
-def mceliece(builds: Path) -> Callable[[int], None] | None:
-    """Decoding so many words by the kernels of Classic McEliece (m = 13, t = 128), compiled into a folder; or None."""
+def mceliece() -> Callable[[int], None] | None:
+    """Decoding so many words by the kernels of Classic McEliece (m = 13, t = 128), compiled here; or None."""
     folder, compiler = os.environ.get(MCELIECE_FOLDER), shutil.which("cc")
     if not folder or compiler is None:
         missing["Classic McEliece"] = f"decoding; {MCELIECE_FOLDER} names no folder of its sources, or there is no cc"
         return None
-    sources, library = Path(folder), builds / "mceliece.so"
+    sources = Path(folder)
     wanted = [*sources.glob("*_asm.S"), *(sources / name for name in _MCELIECE if (sources / name).exists())]
     options = ["-O3", "-march=native", "-fwrapv", "-fPIC", "-shared", f"-I{sources}", f"-I{sources}/../../../common"]
     driver = Path(__file__).with_name("mceliece.c")
-    subprocess.run([compiler, *options, "-w", "-o", library, driver, *wanted], check=True, stderr=subprocess.DEVNULL)
-    decode: Callable[[int], None] = ctypes.CDLL(str(library)).decode
+    with tempfile.TemporaryDirectory(prefix="ckptguard-benchmark-") as builds:
+        library = Path(builds, "mceliece.so")
+        command = [compiler, *options, "-w", "-o", library, driver, *wanted]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        decode: Callable[[int], None] = ctypes.CDLL(str(library)).decode
     return decode
 
 

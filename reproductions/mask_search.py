@@ -219,35 +219,30 @@ def masks_of_agents(models: Path, name: str, representation: str) -> list[Path]:
 
 def vdcnn(models: Path) -> dict[str, Any]:
     """Float32, ideal and BCH."""
-    found = {}
-    agents = masks_of_agents(models, "vdcnn", "native")
-    for code in ("ideal", BCH["native"]):
-        scale = 1.0 if code == "ideal" else 2.2
-        print(f"\n### float32, {code}\n", flush=True)
-        bench = Bench(network("vdcnn", models), "native", code)
-        budgets = {
-            "none": [scale * r for r in (0.004, 0.006, 0.008)],
-            "tensor": [scale * r for r in (0.0003, 0.0005, 0.001)],
-            "posterior": [scale * r for r in (0.00025, 0.00035, 0.0005)],
-        }
-        compare(bench, agents, (8, 9), budgets)
-        found[code] = bench.rows
-    return found
+    budgets = {
+        "none": (0.004, 0.006, 0.008),
+        "tensor": (0.0003, 0.0005, 0.001),
+        "posterior": (0.00025, 0.00035, 0.0005),
+    }
+    return on_both_codes(models, "native", 2.2, (8, 9), budgets)
 
 
 def vdcnn_fixed(models: Path) -> dict[str, Any]:
-    """8-bit fixed point."""
+    """8-bit fixed point, ideal and BCH."""
+    return on_both_codes(models, "fixed:8", 2.35, (1, 2, 3), dict.fromkeys(("none", "tensor"), (0.001, 0.002, 0.004)))
+
+
+def on_both_codes(
+    models: Path, representation: str, dearer: float, top: Sequence[int], budgets: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """VDCNN under the ideal code, and under BCH within budgets that are so many times as large."""
     found = {}
-    agents = masks_of_agents(models, "vdcnn", "fixed:8")
-    for code in ("ideal", BCH["fixed:8"]):
-        scale = 1.0 if code == "ideal" else 2.35
-        print(f"\n### fixed:8, {code}\n", flush=True)
-        bench = Bench(network("vdcnn", models), "fixed:8", code)
-        budgets = {
-            "none": [scale * r for r in (0.001, 0.002, 0.004)],
-            "tensor": [scale * r for r in (0.001, 0.002, 0.004)],
-        }
-        compare(bench, agents, (1, 2, 3), budgets)
+    agents = masks_of_agents(models, "vdcnn", representation)
+    for code, scale in (("ideal", 1.0), (BCH[representation], dearer)):
+        print(f"\n### {representation}, {code}\n", flush=True)
+        bench = Bench(network("vdcnn", models), representation, code)
+        scaled = {guard: [scale * budget for budget in several] for guard, several in budgets.items()}
+        compare(bench, agents, top, scaled)
         found[code] = bench.rows
     return found
 
