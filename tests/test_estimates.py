@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import plain_reader
 import pytest
+from click.testing import CliRunner
 from containers import Anatomy, flip, flip_bits, read_safetensors, safetensors_bytes
 from reference_reader import read_set
 from test_container import mutate
 
 import ckptguard
+from ckptguard.cli import app
 from ckptguard.dtypes import DTYPES
 from ckptguard.errors import CkptGuardError, ContainerError, MaskError, UsageError
 from ckptguard.masks import MaskSet, Rule
@@ -711,3 +713,11 @@ def test_segments_are_what_lies_of_rows_in_a_run() -> None:
     levels = Levels.of(np.array([-1.0, 4.1, 0.3]))
     assert levels.quantise(np.array([-1.0, 4.1, 9.0, -9.0])).tolist() == [0, 255, 255, 0]
     assert Levels.of(np.array([2.5])).quantise(np.array([2.5])).tolist() == [0]
+
+
+def test_a_sweep_says_that_it_does_without_restorers(made: Make, tmp_path: Path) -> None:
+    """What it measures of such a container is worse than what readers make of it."""
+    settings = ["--ber", "1e-3", "--eval", "weights", "--trials", "2", "--no-report"]
+    ran = CliRunner().invoke(app.main, ["sweep", str(made()), "-o", str(tmp_path / "run"), *settings])
+    assert ran.exit_code == 0, ran.stderr
+    assert "variant 'container' counts on posterior restorers" in ran.stderr

@@ -23,6 +23,7 @@ from ckptguard.masks import MaskSet, Rule
 from ckptguard.pipeline.inputs import open_checkpoint
 from ckptguard.pipeline.reader import Reader
 from ckptguard.pipeline.shard import Shard, open_set
+from ckptguard.pipeline.wanted import POSTERIOR
 
 if TYPE_CHECKING:
     from ckptguard.campaign.variants import Variant
@@ -189,7 +190,8 @@ def _variant_of(shards: Sequence[Shard]) -> Variant:
     representation: Any = next(iter(specs))
     if len(specs) > 1:
         representation = tuple((_exactly(part.name), part.representation) for part in parts)
-    masks = MaskSet(rules) if any("1" in part.mask for part in parts) else None
+    said = {"guard": POSTERIOR} if any(shard.posteriors for shard in shards) else {}
+    masks = MaskSet(rules, said) if said or any("1" in part.mask for part in parts) else None
     found = [
         (shard.guards.get(index), part.shape)
         for shard in shards

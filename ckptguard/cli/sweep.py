@@ -207,8 +207,16 @@ def merge(output: Output, *, folders: tuple[Path, ...], folder: Path, figures: s
 
 def _tell(output: Output, command: str, found: Run, formats: tuple[str, ...], no_report: bool) -> int:
     """Write report and figures of a whole run, and print what it found."""
+    from ckptguard.masks import MaskSet
+    from ckptguard.pipeline.wanted import counts_on_restorers
     from ckptguard.report import campaign, figures, page
 
+    for variant in found.campaign["variants"]:
+        if variant["masks"] is not None and counts_on_restorers(MaskSet.parse(variant["masks"])):
+            output.note(
+                f"note: variant {variant['name']!r} counts on posterior restorers, which campaigns do without; "
+                "restore copies that were corrupted, or `search --certify`, to see what it keeps with them"
+            )
     files = [str(found.folder / name) for name in ("campaign.json", "results.jsonl")]
     if found.complete:
         files.append(str(found.folder / "summary.csv"))
